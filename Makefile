@@ -1,0 +1,41 @@
+# make demo   a virtual environment, the embedded model, and the main job on samples/
+# make test   the same environment, and every test
+# make check  lint and types
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test check bench clean
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "batchllm needs Python 3.11 or newer, this is " + sys.version'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local,simulate]'
+	touch $@
+
+$(VENV)/model.installed: $(VENV)/run.installed
+	$(BIN)/batchllm models install local
+	touch $@
+
+$(VENV)/dev.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/model.installed
+	mkdir -p out
+	$(BIN)/batchllm run samples/tickets.jsonl -j samples/triage.toml -o out/triage.jsonl
+	@$(BIN)/python samples/show.py samples/tickets.jsonl out/triage.jsonl
+
+test: $(VENV)/dev.installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf out $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

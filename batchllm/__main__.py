@@ -1,0 +1,6 @@
+"""The process's entry: `batchllm` and `python -m batchllm`."""
+
+from batchllm.cli import main
+
+if __name__ == "__main__":
+    main()

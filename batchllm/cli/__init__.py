@@ -1,0 +1,65 @@
+"""The command line: one file a command. Typer lives here; heavy rooms are imported when a command runs.
+
+`main` turns whatever ends a command into an exit code and, where people must know, two lines on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from batchllm.cli.init import init
+from batchllm.cli.models import models_app
+from batchllm.cli.run import run
+from batchllm.cli.simulate import simulate
+from batchllm.errors import BatchError, ConfigError, InUse
+
+app = typer.Typer(
+    name="batchllm",
+    help="A file of records and an LLM endpoint in; every record answered or accounted for out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run)
+app.command()(init)
+app.command()(simulate)
+app.add_typer(models_app, name="models")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from batchllm import __version__
+
+        typer.echo(f"batchllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and exit with the contract's code."""
+    try:
+        app()
+    except BatchError as error:
+        from batchllm.ui import error as say_error
+
+        say_error(error.message, error.hint)
+        sys.exit({ConfigError: 2, InUse: 4}.get(type(error), 3))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except Exception as error:
+        from batchllm.cli.bug import report
+
+        sys.exit(report(error))

@@ -1,0 +1,261 @@
+"""N long-lived workers in this process: records in, outcomes out, in batches.
+
+The feeder unpacks the inbox into one deque, workers pull single records from it, and a flusher sends what
+they have settled once a loop turn. Nothing is created per record. It neither reads inputs nor writes files.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from batchllm.errors import BatchError, FatalError, SameFailure, Stopped, TooManyFailures
+from batchllm.model import Dead, Note, Outcome, Record
+from batchllm.ports import Process
+from batchllm.stop import Stop
+
+Item = Record | Dead
+FIRST, LATER = 20, 200
+"""So many failures in a row with one and the same provider error stop the run: from its start, and later."""
+
+_OUTBOX = 1024
+_NUMBER = re.compile(r"\d+")
+
+
+class Engine:
+    """Runs `process` on each record with at most `workers` at a time.
+
+    `grace` is how long a first signal waits for what is in flight, seconds. `watch` judges outcomes.
+    """
+
+    def __init__(self, process: Process, workers: int, stop: Stop, watch: FailureWatch, grace: float) -> None:
+        self._process = process
+        self._most = workers
+        self._stop = stop
+        self._watch = watch
+        self._grace = grace
+        self._pending: deque[Record] = deque()
+        self._idle: list[anyio.Event] = []
+        self._workers = 0
+        self._running = 0
+        self._fed = False
+        self._hungry = anyio.Event()
+        self._out: list[Outcome | Note] = []
+        self._settled = anyio.Event()
+        self._room = anyio.Event()
+        self._closed = False
+        self._scope = anyio.CancelScope()
+        self.dropped = 0
+        self.cancelled = 0
+
+    async def run(
+        self,
+        inbox: MemoryObjectReceiveStream[list[Item]],
+        outbox: MemoryObjectSendStream[list[Outcome | Note]],
+    ) -> None:
+        """Until the inbox ends and everything is settled, or the run is stopped; closes the outbox."""
+        async with outbox, anyio.create_task_group() as flushing:
+            flushing.start_soon(self._flush, outbox)
+            try:
+                with self._scope:
+                    async with anyio.create_task_group() as watching:
+                        watching.start_soon(self._heed_stop)
+                        async with anyio.create_task_group() as tasks:
+                            await self._feed(inbox, tasks)
+                        watching.cancel_scope.cancel()
+            finally:
+                self._closed = True
+                self._settled.set()
+
+    def abort(self) -> None:
+        """Give up what is in flight now: a second signal, or nowhere to write to."""
+        self.cancelled = max(self.cancelled, self._running)
+        self._scope.cancel()
+
+    async def _heed_stop(self) -> None:
+        await self._stop.wait()
+        self.dropped += len(self._pending)
+        self._pending.clear()
+        self._end_of_feed()
+        if isinstance(self._stop.reason, signal.Signals):
+            await anyio.sleep(self._grace)
+            self.abort()
+
+    async def _feed(self, inbox: MemoryObjectReceiveStream[list[Item]], tasks: TaskGroup) -> None:
+        async with inbox:
+            async for items in inbox:
+                if self._stop:
+                    break
+                for item in items:
+                    if isinstance(item, Dead):
+                        await self._settle(item)
+                    else:
+                        self._pending.append(item)
+                self._rouse(tasks)
+                while len(self._pending) > self._most and not self._stop:
+                    self._hungry = anyio.Event()
+                    await self._hungry.wait()
+        self._end_of_feed()
+
+    def _end_of_feed(self) -> None:
+        self._fed = True
+        self._hungry.set()
+        for event in self._idle:
+            event.set()
+        self._idle.clear()
+
+    def _rouse(self, tasks: TaskGroup) -> None:
+        """Wake or start as many workers as there are records for them."""
+        wanted = len(self._pending)
+        while wanted and self._idle:
+            self._idle.pop().set()
+            wanted -= 1
+        while wanted and self._workers < self._most:
+            self._workers += 1
+            tasks.start_soon(self._work)
+            wanted -= 1
+
+    async def _work(self) -> None:
+        while True:
+            while not self._pending:
+                if self._fed:
+                    return
+                event = anyio.Event()
+                self._idle.append(event)
+                await event.wait()
+            record = self._pending.popleft()
+            if len(self._pending) == self._most:
+                self._hungry.set()
+            self._running += 1
+            try:
+                outcome = await self._process(record, self._emit)
+            except Stopped:
+                self.dropped += 1
+                continue
+            except FatalError as error:
+                self.dropped += 1
+                self._stop.set(error)
+                continue
+            finally:
+                self._running -= 1
+            await self._settle(outcome)
+
+    def _emit(self, note: Note) -> None:
+        self._out.append(note)
+        self._settled.set()
+
+    async def _settle(self, outcome: Outcome) -> None:
+        keep, verdict = self._watch.judge(outcome)
+        if keep:
+            self._out.append(outcome)
+            self._settled.set()
+        else:
+            self.dropped += 1
+        if verdict is not None:
+            self._stop.set(verdict)
+        while len(self._out) >= _OUTBOX:
+            self._room = anyio.Event()
+            await self._room.wait()
+
+    async def _flush(self, outbox: MemoryObjectSendStream[list[Outcome | Note]]) -> None:
+        """Send what was settled, once a loop turn; goes on until everything is sent."""
+        with anyio.CancelScope(shield=True):
+            while True:
+                await self._settled.wait()
+                self._settled = anyio.Event()
+                if self._out:
+                    batch, self._out = self._out, []
+                    await outbox.send(batch)
+                    self._room.set()
+                if self._closed and not self._out:
+                    return
+                if self._closed:
+                    self._settled.set()
+
+
+class FailureWatch:
+    """Judges outcomes as they come: too many failures, or one and the same provider error on everything.
+
+    `settled` and `failed` are the counts of earlier sessions of the run. `most` is a count, or a share in
+    (0, 1) that holds from 50 settled on.
+    """
+
+    def __init__(
+        self,
+        most: int | float | None,
+        settled: int = 0,
+        failed: int = 0,
+        hint: Callable[[Dead], str | None] = lambda dead: None,
+    ) -> None:
+        self._most = most
+        self._settled = settled
+        self._failed = failed
+        self._hint = hint
+        self._here = 0
+        self._streak = 0
+        self._last: tuple[object, ...] | None = None
+        self._tripped: tuple[object, ...] | None = None
+
+    def judge(self, outcome: Outcome) -> tuple[bool, BatchError | None]:
+        """Whether the outcome counts, and the error that stops the run, if it does."""
+        signature = _signature(outcome)
+        if self._tripped is not None and signature == self._tripped:
+            return False, None
+        self._here += 1
+        self._settled += 1
+        self._streak = self._streak + 1 if signature is not None and signature == self._last else 1
+        self._last = signature
+        if not isinstance(outcome, Dead):
+            return True, None
+        self._failed += 1
+        return True, self._same(outcome, signature) or self._too_many()
+
+    def _same(self, dead: Dead, signature: tuple[object, ...] | None) -> BatchError | None:
+        threshold = FIRST if self._streak == self._here else LATER
+        if signature is None or self._streak < threshold:
+            return None
+        self._tripped = signature
+        return SameFailure(
+            f"{self._streak} records in a row failed alike: {dead.error.message}",
+            self._hint(dead) or "mend what it names, then run again; --fresh starts over",
+        )
+
+    def _too_many(self) -> BatchError | None:
+        most = self._most
+        if most is None:
+            return None
+        if isinstance(most, float):
+            beyond = self._settled >= 50 and self._failed > most * self._settled
+            limit = f"{100 * most:g}%"
+        else:
+            beyond, limit = self._failed > most, str(most)
+        if not beyond:
+            return None
+        return TooManyFailures(
+            f"{self._failed} of {self._settled} records failed, more than --max-failures {limit}",
+            "look into the dead letters, then run the same command to go on",
+        )
+
+
+def _signature(outcome: Outcome) -> tuple[object, ...] | None:
+    """What makes two provider errors the same, numbers aside; None for anything else."""
+    if not isinstance(outcome, Dead):
+        return None
+    error = outcome.error
+    if error.kind not in ("refused", "too_large", "exhausted") or (
+        error.kind == "refused" and not error.status
+    ):
+        return None
+    return error.kind, error.cause, error.status, _NUMBER.sub("#", error.message)
+
+
+def workers_for(window: float) -> int:
+    """Workers for a window of so many calls: enough that waiting records don't idle it."""
+    return 2 * math.ceil(window) + 16

@@ -1,0 +1,217 @@
+"""The merge: option > environment > job file > default, each value with where it came from.
+
+Reads the job file and the files that settings name (`@FILE`, a schema); calls nobody. Whatever is wrong
+is a ConfigError that names the layer, and for a job file its line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchllm.errors import ConfigError
+from batchllm.job.settings import Job, Setting, settings
+
+IMPLICIT = "batchllm.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The job, and for each setting that was given where: `--rpm`, `BATCHLLM_RPM`, `batchllm.toml line 4`."""
+
+    job: Job
+    origins: dict[str, str]
+
+    def origin(self, name: str) -> str:
+        """Where the setting came from, for messages."""
+        return self.origins.get(name, "the default")
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    value: Any
+    origin: str
+    folder: Path
+
+
+def load(options: Mapping[str, Any], environ: Mapping[str, str], folder: Path) -> Loaded:
+    """Merge `options` (name → what the command line held; None where nothing was said) with the rest.
+
+    `folder` is the working folder: relative paths of options and environment start there, those of a job
+    file at the job file's folder. The option `job` names the job file.
+    """
+    table = settings()
+    layers = [
+        _from_file(options.get("job"), environ, table, folder),
+        _from_environment(environ, table, folder),
+        _from_options(options, table, folder),
+    ]
+    given: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for name, found in layer.items():
+            value = _read(table[name], found)
+            if name == "param":
+                value = given.get(name, {}) | value
+            given[name] = value
+            origins[name] = found.origin
+    given.setdefault("param", {})
+    return Loaded(Job(**given), origins)
+
+
+def _from_options(
+    options: Mapping[str, Any], table: Mapping[str, Setting], folder: Path
+) -> dict[str, _Given]:
+    found = {}
+    for name, setting in table.items():
+        value = options.get(name)
+        if value is None or value == [] or value == ():
+            continue
+        flag = setting.flags[-1] if setting.flags else "INPUT"
+        if "/" in flag:
+            flag = flag.split("/")[0 if value else 1]
+        found[name] = _Given(value, flag, folder)
+    return found
+
+
+def _from_environment(
+    environ: Mapping[str, str], table: Mapping[str, Setting], folder: Path
+) -> dict[str, _Given]:
+    return {
+        name: _Given(environ[setting.variable], setting.variable, folder)
+        for name, setting in table.items()
+        if not setting.once and environ.get(setting.variable)
+    }
+
+
+def _from_file(
+    option: str | None, environ: Mapping[str, str], table: Mapping[str, Setting], folder: Path
+) -> dict[str, _Given]:
+    named = option or environ.get("BATCHLLM_JOB")
+    path = folder / (named or IMPLICIT)
+    if named is None and not path.is_file():
+        return {}
+    try:
+        content = path.read_text(encoding="utf-8")
+        document = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{named or IMPLICIT} is no TOML: {error}", "mend the line that it names") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{named or IMPLICIT} is no UTF-8 text", "save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(
+            f"can't read the job file {named}: {error.strerror}", "check the path after -j"
+        ) from None
+    shown = named or IMPLICIT
+    found: dict[str, _Given] = {}
+    for key, value in document.items():
+        name = key.replace("-", "_")
+        origin = f"{shown} line {_line_of(content, key)}"
+        if name not in table or table[name].once:
+            raise _unknown_key(key, origin, table)
+        found[name] = _Given(value, origin, path.parent)
+    if named is None:
+        _check_implicit(found)
+    return found
+
+
+def _check_implicit(found: Mapping[str, _Given]) -> None:
+    """A job file that merely lies in the working folder may not send a key to an address of its choice."""
+    if "base_url" in found and "api_key_env" in found:
+        raise ConfigError(
+            f"{found['base_url'].origin}: a job file found by itself may not set base_url together with api_key_env",
+            f"name it, if you trust it: -j {IMPLICIT}",
+        )
+
+
+def _unknown_key(key: str, origin: str, table: Mapping[str, Setting]) -> ConfigError:
+    known = [name for name, setting in table.items() if not setting.once]
+    name = key.replace("-", "_")
+    if name in table:
+        return ConfigError(
+            f"{origin}: {key} is for the command line only", f"give it as {table[name].flags[-1]}"
+        )
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else "the keys are the long options of batchllm run --help"
+    return ConfigError(f"{origin}: unknown key {key!r}", hint)
+
+
+def _line_of(content: str, key: str) -> int:
+    """The line of a top-level key or table, from 1."""
+    name = re.escape(key)
+    pattern = re.compile(rf"""^\s*(\[+\s*)?["']?{name}["']?\s*([=.\]]|$)""")
+    for number, line in enumerate(content.splitlines(), 1):
+        if pattern.match(line):
+            return number
+    return 1
+
+
+def _read(setting: Setting, found: _Given) -> Any:
+    value = found.value
+    try:
+        if setting.name == "schema":
+            return _schema(value, found.folder)
+        value = setting.read(value)
+        if setting.name in ("prompt", "system") and value.startswith("@"):
+            value = _file(value[1:], found.folder)
+        if setting.name in ("input", "output", "dead_letter"):
+            value = _anchored(value, found)
+    except ValueError as error:
+        shown = value if isinstance(value, str) else json.dumps(value, default=str)
+        if len(shown) > 60:
+            shown = shown[:57] + "…"
+        raise ConfigError(f"{_named(setting, found)}: {error}, not {shown}", _hint(setting)) from None
+    except _Unreadable as error:
+        raise ConfigError(f"{_named(setting, found)}: {error}", "check the path") from None
+    return value
+
+
+def _named(setting: Setting, found: _Given) -> str:
+    in_file = " line " in found.origin
+    return f"{found.origin}: {setting.name}" if in_file else found.origin
+
+
+def _hint(setting: Setting) -> str:
+    text = setting.help.split(" [")[0]
+    return f"{setting.name} is: {text[0].lower()}{text[1:]}"
+
+
+class _Unreadable(Exception):
+    """A file that a setting names can't be read."""
+
+
+def _file(name: str, folder: Path) -> str:
+    try:
+        return (folder / name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise _Unreadable(f"can't read {name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise _Unreadable(f"{name} is no UTF-8 text") from None
+
+
+def _schema(value: Any, folder: Path) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(_file(value, folder))
+        except json.JSONDecodeError as error:
+            raise _Unreadable(f"{value} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON Schema: the path of its file, or a table")
+    return value
+
+
+def _anchored(value: Any, found: _Given) -> Any:
+    """Paths of a job file start at its folder; those of the command line stay as they were written."""
+    if " line " not in found.origin:
+        return value
+
+    def anchor(path: str) -> str:
+        return path if path == "-" else str(found.folder / path)
+
+    return anchor(value) if isinstance(value, str) else tuple(anchor(path) for path in value)

@@ -1,0 +1,235 @@
+"""The table of settings: one frozen `Job`, each field with its flags, help, reader and kind.
+
+A setting is *meaning* (what is asked: it must be the same to resume), *operation* (how: free to change) or
+*place* (which files). The contract is docs/contract.md; `cli` and `load` read the table, nobody else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from batchllm.job import values
+
+Kind = Literal["meaning", "operation", "place"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table. `once`: an option for this time only, not in environment or job file."""
+
+    name: str
+    kind: Kind
+    read: values.Reader
+    flags: tuple[str, ...]
+    help: str
+    metavar: str | None
+    default: Any
+    once: bool
+    many: bool
+    panel: str
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return "BATCHLLM_" + self.name.upper()
+
+
+def _row(
+    default: Any,
+    kind: Kind,
+    read: values.Reader,
+    flags: str,
+    metavar: str | None,
+    help: str,
+    *,
+    once: bool = False,
+    many: bool = False,
+    panel: str = "What is asked",
+) -> Any:
+    row = {"kind": kind, "read": read, "flags": tuple(flags.split()), "metavar": metavar, "help": help}
+    return field(default=default, metadata=row | {"once": once, "many": many, "panel": panel})
+
+
+def _how(default: Any, read: values.Reader, flags: str, metavar: str | None, help: str, **more: Any) -> Any:
+    return _row(default, "operation", read, flags, metavar, help, **({"panel": "How it runs"} | more))
+
+
+def _files(kind: Kind, default: Any, read: values.Reader, flags: str, metavar: str | None, help: str) -> Any:
+    return _row(default, kind, read, flags, metavar, help, panel="Files")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that a run was told, merged. Times are in seconds; texts are contents, not paths."""
+
+    input: tuple[str, ...] = _files("meaning", (), values.paths, "", None, "JSONL files, .gz too; - is stdin")
+    output: str | None = _files(
+        "place", None, values.text, "-o --output", "FILE", "Successes; - is stdout [INPUT.out.jsonl]"
+    )
+    dead_letter: str | None = _files(
+        "place", None, values.text, "-d --dead-letter", "FILE", "Failures [OUTPUT.dead.jsonl]"
+    )
+    input_format: str = _files(
+        "meaning",
+        "auto",
+        values.word("auto", "records", "dead", "openai-batch"),
+        "--input-format",
+        "FORMAT",
+        "auto, records, dead or openai-batch [by the first record]",
+    )
+    id_field: str = _files("meaning", "id", values.text, "--id-field", "NAME", "The field shown as id [id]")
+    max_line: int = _files(
+        "operation",
+        16 << 20,
+        values.whole(1024, 1 << 30),
+        "--max-line",
+        "BYTES",
+        "Longest input line [16 MiB]",
+    )
+    emit: str = _files(
+        "meaning",
+        "result",
+        values.word("result", "merged", "openai-batch"),
+        "--emit",
+        "SHAPE",
+        "Shape of an output line: result, merged or openai-batch [result]",
+    )
+    keep: tuple[str, ...] = _row(
+        (), "meaning", values.names, "--keep", "FIELD", "Input field carried into the result; repeatable",
+        many=True, panel="Files",
+    )  # fmt: skip
+    merge_failed: bool = _files(
+        "meaning",
+        False,
+        values.flag,
+        "--merge-failed",
+        None,
+        "Also a line with error_kind for every dead record",
+    )
+    durability: str = _files(
+        "operation",
+        "batch",
+        values.word("none", "batch", "record"),
+        "--durability",
+        "LEVEL",
+        "When files are synced against power loss: none, batch or record [batch]",
+    )
+    ordered: bool | None = _files(
+        "operation", None, values.flag, "--ordered/--unordered", None,
+        "Input order in the finished output [files: ordered; stdout: unordered]",
+    )  # fmt: skip
+
+    model: str | None = _row(
+        None,
+        "meaning",
+        values.text,
+        "-m --model",
+        "PROVIDER/NAME",
+        "openai/gpt-4o-mini, local/smollm2, fake/echo …",
+    )
+    prompt: str | None = _row(
+        None,
+        "meaning",
+        values.text,
+        "-p --prompt",
+        "TEXT|@FILE",
+        "Jinja2 over the record's fields [{{ text }}]",
+    )
+    system: str | None = _row(
+        None, "meaning", values.text, "-s --system", "TEXT|@FILE", "The system prompt, Jinja2 too"
+    )
+    schema: dict[str, Any] | None = _row(
+        None, "meaning", values.text, "--schema", "FILE", "JSON Schema that the answer must satisfy"
+    )
+    param: dict[str, Any] = _row(
+        None, "meaning", values.params, "--param", "KEY=VALUE", "Request parameter, such as temperature=0; repeatable",
+        many=True,
+    )  # fmt: skip
+    base_url: str | None = _row(
+        None, "operation", values.text, "--base-url", "URL", "The server's address [the provider's]"
+    )
+    api_key_env: str | None = _row(
+        None,
+        "operation",
+        values.text,
+        "--api-key-env",
+        "NAME",
+        "The variable that holds the key [the provider's]",
+    )
+
+    concurrency: int = _how(20, values.whole(1, 100_000), "-c --concurrency", "N", "Calls in flight [20]")
+    rpm: float | None = _how(None, values.number(0, above=True), "--rpm", "N", "Requests a minute")
+    tpm: float | None = _how(None, values.number(0, above=True), "--tpm", "N", "Tokens a minute")
+    timeout: float = _how(
+        120.0, values.duration, "--timeout", "S", "One attempt, from send to last byte, in seconds [120]"
+    )
+    record_timeout: float | None = _how(
+        None, values.duration, "--record-timeout", "S", "One record in all, pauses not counted"
+    )
+    max_retries: int = _how(
+        3,
+        values.whole(0, 1000),
+        "--max-retries",
+        "N",
+        "Tries again after transient failures of a request [3]",
+    )
+    backoff: float = _how(
+        1.0, values.number(0), "--backoff", "S", "First wait before a retry; doubled, full jitter [1]"
+    )
+    repair: int = _how(
+        1, values.whole(0, 100), "--repair", "N", "Extra asks when an answer is invalid, empty or cut [1]"
+    )
+    max_failures: int | float | None = _how(
+        None, values.count_or_share, "--max-failures", "N|P%", "Stop (exit 3) beyond so many dead letters"
+    )
+    max_stall: float = _how(
+        900.0,
+        values.duration,
+        "--max-stall",
+        "DURATION",
+        "Stop (exit 3) when nothing has succeeded so long [15m]",
+    )
+    grace: float = _how(
+        4.0, values.number(0), "--grace", "S", "How long a first signal waits for calls in flight [4]"
+    )
+    fresh: bool = _how(
+        False, values.flag, "--fresh", None, "Forget the earlier run of this output (moved aside)", once=True
+    )
+    limit: int | None = _how(
+        None, values.whole(1), "--limit", "N", "Only the first N records, this time", once=True
+    )
+
+    progress: str = _how(
+        "auto",
+        values.word("auto", "bar", "log", "json", "none"),
+        "--progress",
+        "KIND",
+        "auto, bar, log, json or none; on stderr [auto]",
+        panel="What is shown",
+    )
+    progress_interval: float = _how(
+        5.0,
+        values.number(0, above=True),
+        "--progress-interval",
+        "S",
+        "Seconds between lines [5]",
+        panel="What is shown",
+    )
+    quiet: bool = _how(False, values.flag, "-q --quiet", None, "Errors only", panel="What is shown")
+    verbose: int = _how(
+        0,
+        values.whole(0, 3),
+        "-v --verbose",
+        None,
+        "More; -vv a JSON event per attempt",
+        panel="What is shown",
+    )
+
+
+def settings() -> dict[str, Setting]:
+    """The table by name, in the order in which `--help` shows it."""
+    return {
+        f.name: Setting(name=f.name, default=f.default, **f.metadata)  # fields keep their order
+        for f in fields(Job)
+    }

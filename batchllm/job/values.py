@@ -1,0 +1,151 @@
+"""How the value of a setting is read, whichever layer it comes from.
+
+A reader takes what a layer holds (text from options and environment, TOML values from a job file) and
+returns the value, or raises ValueError with what was expected. It reads no files and knows no names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+Reader = Callable[[Any], Any]
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+
+
+def text(value: Any) -> str:
+    """Any text."""
+    if not isinstance(value, str):
+        raise ValueError("expected text in quotes")
+    return value
+
+
+def word(*words: str) -> Reader:
+    """One of `words`."""
+
+    def read(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return str(value)
+
+    return read
+
+
+def flag(value: Any) -> bool:
+    """true or false."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
+        return value.lower() in _TRUE
+    raise ValueError("expected true or false")
+
+
+def whole(least: int, most: int | None = None) -> Reader:
+    """A whole number within bounds, both included."""
+
+    def read(value: Any) -> int:
+        expected = f"expected a whole number of at least {least}" + (f" and at most {most}" if most else "")
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError(expected)
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError(expected) from None
+        if number < least or (most is not None and number > most):
+            raise ValueError(expected)
+        return number
+
+    return read
+
+
+def number(least: float, *, above: bool = False) -> Reader:
+    """A finite number of at least `least`, or above it."""
+
+    def read(value: Any) -> float:
+        expected = f"expected a number {'above' if above else 'of at least'} {least:g}"
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(expected)
+        try:
+            result = float(value)
+        except ValueError:
+            raise ValueError(expected) from None
+        if not (result > least if above else result >= least) or result == float("inf"):
+            raise ValueError(expected)
+        return result
+
+    return read
+
+
+def duration(value: Any) -> float:
+    """Seconds, from a number of seconds or a text such as `90`, `15m`, `1h30m`."""
+    expected = "expected seconds or a duration such as 90, 15m or 1h30m"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
+        seconds = float(value)
+    elif isinstance(value, str) and value and not _DURATION.sub("", value):
+        seconds = sum(float(n) * _UNITS[unit] for n, unit in _DURATION.findall(value))
+    else:
+        raise ValueError(expected)
+    if seconds <= 0 or seconds == float("inf"):
+        raise ValueError(expected)
+    return seconds
+
+
+def count_or_share(value: Any) -> int | float:
+    """A count as an int (`50`), or a share as a float between 0 and 1 (`5%`)."""
+    expected = "expected a count such as 50 or a share such as 5%"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\d+", value):
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value) and float(value[:-1]) <= 100:
+        return float(value[:-1]) / 100
+    raise ValueError(expected)
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """A list of names, or text with commas between."""
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) and v.strip() for v in value):
+        raise ValueError("expected a list of names")
+    return tuple(part.strip() for item in value for part in item.split(","))
+
+
+def paths(value: Any) -> tuple[str, ...]:
+    """One path or a list of them."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) and v for v in value):
+        raise ValueError("expected a path or a list of paths")
+    return tuple(value)
+
+
+def params(value: Any) -> dict[str, Any]:
+    """A table, a list of `KEY=VALUE`, or such text with commas between; values are JSON, else text."""
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, str):
+        try:
+            whole_text = json.loads(value)
+        except ValueError:
+            whole_text = None
+        if isinstance(whole_text, dict):
+            return whole_text
+        value = value.split(",")
+    read: dict[str, Any] = {}
+    for item in value if isinstance(value, list | tuple) else [value]:
+        key, equals, content = item.partition("=") if isinstance(item, str) else ("", "", "")
+        if not equals or not key.strip():
+            raise ValueError("expected KEY=VALUE, such as temperature=0")
+        try:
+            read[key.strip()] = json.loads(content)
+        except ValueError:
+            read[key.strip()] = content
+    return read

@@ -1,0 +1,67 @@
+"""Tries transient failures again, with exponential backoff and full jitter, and gives up after so many.
+
+Sits above the gate, so a backoff holds no slot and a rate limit never reaches it. A reused connection that
+died before a byte of the answer is asked again once, at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from time import monotonic
+
+from batchllm.errors import CallError, Disconnected, Exhausted
+from batchllm.model import Reply, Request, Trail
+from batchllm.ports import Provider
+from batchllm.stop import Stop
+
+LONGEST = 60.0
+"""Seconds that a backoff grows to at most."""
+
+
+class Retrying:
+    """`most` further tries a request; the first wait is up to `backoff` seconds, doubled each time."""
+
+    def __init__(
+        self,
+        inner: Provider,
+        *,
+        most: int,
+        backoff: float,
+        stop: Stop,
+        failed: Callable[[str], None],
+        draw: Callable[[], float] = random.random,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._inner = inner
+        self._most = most
+        self._backoff = backoff
+        self._stop = stop
+        self._failed = failed
+        self._draw = draw
+        self._clock = clock
+
+    async def complete(self, request: Request, trail: Trail) -> Reply:
+        """Answer, or raise Exhausted with the last failure as its cause."""
+        failures, resent = 0, False
+        while True:
+            try:
+                return await self._inner.complete(request, trail)
+            except CallError as error:
+                self._failed(error.message)
+                if isinstance(error, Disconnected) and error.stale and not resent:
+                    resent = True
+                    continue
+                failures += 1
+                last = error
+            if failures > self._most:
+                tries = f"{failures} tries" if failures > 1 else "1 try"
+                raise self._exhausted(last, f"after {tries}: {last.message}")
+            wait = min(LONGEST, self._backoff * 2 ** (failures - 1)) * self._draw()
+            wait = max(wait, last.retry_after or 0.0)
+            if trail.deadline is not None and self._clock() + wait >= trail.deadline:
+                raise self._exhausted(last, f"no time left in --record-timeout: {last.message}")
+            await self._stop.sleep(wait)
+
+    def _exhausted(self, last: CallError, message: str) -> Exhausted:
+        return Exhausted(message, cause=last.cause, status=last.status, raw=last.raw)

@@ -1,0 +1,119 @@
+"""Judges every reply: refused, cut, empty or against the schema, and asks again where that may help.
+
+Always in the stack, with or without a schema; a Provider around a Provider, outermost but for a cache.
+It never retries a call that failed: that is the business of the layer below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from batchllm.errors import Invalid, Refused
+from batchllm.model import Reply, Request, Trail
+from batchllm.ports import Provider
+from batchllm.schema import Schema, find_json
+from batchllm.stop import Stop
+
+_ROOM = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_CUT = frozenset({"length", "max_tokens"})
+_REFUSALS = {
+    "content_filter": "the provider's content filter withheld the answer",
+    "refusal": "the model refused to answer",
+}
+_MAX_SHOWN = 8 * 1024
+_MAX_KEY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """Why a reply won't do: the cause, a line for people, and what to tell the model."""
+
+    cause: str
+    message: str
+    complaints: tuple[str, ...] = ()
+    hint: str | None = None
+
+
+class Structured:
+    """Passes on replies that are whole and, with a schema, valid; their `value` is then the parsed JSON.
+
+    Without a schema the value is the text as it was sent. `repair` is how many further asks a record may
+    cost. Raises Refused, and Invalid once the repairs are used up.
+    """
+
+    def __init__(self, inner: Provider, *, schema: Schema | None, repair: int, stop: Stop) -> None:
+        self._inner = inner
+        self._schema = schema
+        self._repair = repair
+        self._stop = stop
+
+    async def complete(self, request: Request, trail: Trail) -> Reply:
+        """Ask until the reply will do; raises Stopped instead of asking again in a run that stops."""
+        ask = request
+        repairs = 0
+        while True:
+            trail.asks += 1
+            reply = await self._inner.complete(ask, trail)
+            judged = self._judge(reply)
+            if isinstance(judged, Reply):
+                return judged
+            if repairs == self._repair:
+                raise Invalid(judged.message, cause=judged.cause, raw=reply.text, hint=judged.hint)
+            self._stop.check()
+            repairs += 1
+            ask = _next_ask(request, ask, repairs, judged, reply.text)
+
+    def _judge(self, reply: Reply) -> Reply | _Fault:
+        if reply.finish in _REFUSALS:
+            raise Refused(_REFUSALS[reply.finish], cause=reply.finish, raw=reply.text or None)
+        if reply.finish in _CUT:
+            return _Fault(
+                "truncated",
+                "the answer was cut at the token limit",
+                hint="give it more room, such as --param max_tokens=2000",
+            )
+        if not reply.text or reply.text.isspace():
+            return _Fault("empty", "the answer was empty")
+        if self._schema is None:
+            return replace(reply, value=reply.text)
+        try:
+            value = find_json(reply.text, self._schema.accepts)
+        except ValueError as error:
+            return _Fault("no_json", str(error), (str(error),))
+        violations = self._schema.violations(value)
+        if violations:
+            return _Fault(
+                "schema", f"the answer breaks the schema: {'; '.join(violations)}", tuple(violations)
+            )
+        return replace(reply, value=value)
+
+
+def _next_ask(first: Request, last: Request, n: int, fault: _Fault, answer: str) -> Request:
+    """Repair `n`: the first request's messages with the last answer and what is wrong with it.
+
+    Built from the first request so that chains don't grow; only the room that was given stays given.
+    """
+    room = {name: last.body[name] for name in _ROOM if name in last.body}
+    if fault.cause == "truncated":
+        room = {name: 2 * tokens if type(tokens) is int else tokens for name, tokens in room.items()}
+    body: dict[str, Any] = {**first.body, **room}
+    messages = body.get("messages")
+    if fault.complaints and isinstance(messages, list):
+        body["messages"] = [
+            *messages,
+            {"role": "assistant", "content": _shown(answer)},
+            {"role": "user", "content": _complaint(fault.complaints)},
+        ]
+    suffix = f"-{n}"
+    return replace(first, body=body, key=first.key[: _MAX_KEY - len(suffix)] + suffix)
+
+
+def _shown(answer: str) -> str:
+    """The answer's first 8 KiB."""
+    return answer.encode(errors="replace")[:_MAX_SHOWN].decode(errors="ignore")
+
+
+def _complaint(complaints: tuple[str, ...]) -> str:
+    listed = "\n".join(f"- {complaint}" for complaint in complaints)
+    return f"That answer can't be used:\n{listed}\nAnswer again with the corrected JSON only."

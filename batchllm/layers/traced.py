@@ -1,0 +1,51 @@
+"""The innermost layer: every call becomes an Attempt on the record's trail, and observers are told.
+
+It changes no answer and swallows no error; it knows nothing of retries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from batchllm.errors import BatchError
+from batchllm.model import Attempt, Reply, Request, Trail
+from batchllm.ports import Observer, Provider
+
+
+class Traced:
+    """A Provider whose calls are written down."""
+
+    def __init__(self, inner: Provider, observers: Sequence[Observer] = ()) -> None:
+        self._inner = inner
+        self._observers = observers
+
+    async def complete(self, request: Request, trail: Trail) -> Reply:
+        """Ask, and note when, how long, what it used and how it ended."""
+        at, start = time.time(), time.monotonic()
+        try:
+            reply = await self._inner.complete(request, trail)
+        except BatchError as error:
+            self._note(
+                request,
+                trail,
+                Attempt(
+                    at=at,
+                    seconds=time.monotonic() - start,
+                    status=getattr(error, "status", None),
+                    request_id=getattr(error, "request_id", None),
+                    error=error.message,
+                ),
+            )
+            raise
+        self._note(
+            request,
+            trail,
+            Attempt(at, time.monotonic() - start, reply.usage, 200, reply.request_id),
+        )
+        return reply
+
+    def _note(self, request: Request, trail: Trail, attempt: Attempt) -> None:
+        trail.attempts.append(attempt)
+        for observer in self._observers:
+            observer.attempt(request, attempt)

@@ -1,0 +1,69 @@
+"""The journal's entry: one fixed-size note for each line in a sink, written just before the line.
+
+Pure packing and checking. The CRC-32 covers the generation, the entry's fields and the line, so neither a
+torn entry, nor zeros, nor a line of another run is ever taken for a settled record.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from zlib import crc32
+
+OUTPUT, DEAD, FAILED, NOTE = 1, 2, 3, 4
+"""What the line is: a success, a dead letter, a dead record's line among the output, a note."""
+SINK_OF = {OUTPUT: "output", FAILED: "output", DEAD: "dead", NOTE: "notes"}
+"""The sink that holds the lines of a kind."""
+
+_FIELDS = struct.Struct("<QBxHIdfIId")
+_CRC = struct.Struct("<I")
+SIZE = _FIELDS.size + _CRC.size
+"""Bytes of an entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`at` is Unix seconds, `latency` seconds of the answering call, `length` the line's bytes; never 0.
+
+    `calls` is how many the record took; `cost` in US dollars, NaN where the price is not known.
+    """
+
+    unit: int
+    kind: int
+    calls: int = 0
+    length: int = 0
+    at: float = 0.0
+    latency: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = float("nan")
+    crc: int = 0
+
+
+def pack(entry: Entry, line: bytes, generation: int) -> bytes:
+    """The entry's bytes for this line."""
+    fields = _FIELDS.pack(
+        entry.unit,
+        entry.kind,
+        min(entry.calls, 0xFFFF),
+        len(line),
+        entry.at,
+        entry.latency,
+        min(entry.input_tokens, 0xFFFFFFFF),
+        min(entry.output_tokens, 0xFFFFFFFF),
+        entry.cost,
+    )
+    return fields + _CRC.pack(crc32(line, crc32(fields, generation)))
+
+
+def unpack(block: bytes) -> Iterator[Entry]:
+    """The whole entries of a block of an index, unchecked."""
+    for at in range(0, len(block) - SIZE + 1, SIZE):
+        yield Entry(*_FIELDS.unpack_from(block, at), *_CRC.unpack_from(block, at + _FIELDS.size))
+
+
+def agrees(packed: bytes, line: bytes, generation: int) -> bool:
+    """Whether an entry's bytes and a line belong together."""
+    (expected,) = _CRC.unpack_from(packed, _FIELDS.size)
+    return bool(crc32(line, crc32(packed[: _FIELDS.size], generation)) == expected)

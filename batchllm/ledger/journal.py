@@ -1,0 +1,213 @@
+"""The journal of a run: index and snapshot beside the two sinks, and recovery after any end.
+
+Writes entries before their lines, takes snapshots, and on opening walks what came after the last snapshot:
+what agrees is settled, what a crash cut short is taken off. It never destroys a paid line: what it cuts is
+kept in the run folder, and what it can't explain is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+
+from batchllm.errors import ConfigError
+from batchllm.ledger.folder import RunFolder
+from batchllm.ledger.index import DEAD, OUTPUT, SINK_OF, SIZE, Entry, agrees, unpack
+from batchllm.ledger.ordering import finish_swap
+from batchllm.ledger.settled import Settled
+from batchllm.model import Attempt, Dead, Done, Failure, Outcome, Position, Record, Reply, Trail, Usage
+from batchllm.summary import Summary
+
+
+class SinkFile(Protocol):
+    """A sink that can be read back: a file."""
+
+    path: str
+
+    @property
+    def length(self) -> int: ...
+    def append(self, lines: list[bytes]) -> int: ...
+    def read(self, offset: int, size: int) -> bytes: ...
+    def sync(self) -> None: ...
+    def truncate(self, length: int) -> None: ...
+    def reopen(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class State:
+    """What is settled, as far as snapshot and index tell. `position` is where to go on reading."""
+
+    generation: int = 0
+    settled: Settled = field(default_factory=Settled)
+    position: Position = field(default_factory=Position)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    finished: bool = False
+    unfinished_line: str | None = None
+    tail: list[tuple[Entry, bytes]] = field(default_factory=list)
+
+
+class Journal:
+    """Index, snapshot and sinks of one run; `sinks` by name: output, dead, notes."""
+
+    def __init__(self, folder: RunFolder, index: SinkFile, sinks: dict[str, SinkFile]) -> None:
+        self.folder = folder
+        self.index = index
+        self.sinks = sinks
+        self.generation = 0
+
+    def open(self) -> State:
+        """Recover: the state after everything that is whole, with what was torn taken off.
+
+        Raises ConfigError where the files are not what the journal says and a crash doesn't explain it.
+        """
+        finish_swap(self)
+        document = self.folder.read("snapshot") or {}
+        self.generation = document.get("generation", 0)
+        base = document.get("index_length", 0)
+        lengths = {name: document.get("sinks", {}).get(name, 0) for name in self.sinks}
+        self._check_lengths(base, lengths)
+        self._apply_tail(base, base64.b64decode(document.get("tail", "")))
+        valid = self._walk(base, dict(lengths))
+        state = State(
+            generation=self.generation,
+            settled=Settled(document.get("watermark", 0), document.get("above", "")),
+            position=Position(*document.get("position", (0, 0, 0, 0))),
+            inputs=document.get("inputs", []),
+            summary=document.get("summary", {}),
+            finished=document.get("finished", False) and not valid,
+            unfinished_line=document.get("unfinished_line"),
+            tail=valid,
+        )
+        if self._cut(valid, base, lengths):
+            document |= {
+                "index_length": base,
+                "sinks": lengths,
+                "generation": self.generation,
+                "finished": False,
+            }
+            packed = b"".join(self._packed_tail)
+            self.folder.write("snapshot", document | {"tail": base64.b64encode(packed).decode()})
+            self._apply_tail(base, packed)
+            self._truncate(valid, lengths)
+        for entry, _ in valid:
+            if entry.kind in (OUTPUT, DEAD):
+                state.settled.add(entry.unit)
+        return state
+
+    def append(self, entries: bytes) -> None:
+        """Entries of a group, before its lines."""
+        self.index.append([entries])
+
+    def sync(self) -> None:
+        """Everything written so far would survive a power loss."""
+        for sink in self.sinks.values():
+            sink.sync()
+        self.index.sync()
+
+    def snapshot(self, document: dict[str, Any], sync: bool) -> None:
+        """Write a snapshot of now; `document` holds what the ledger knows beside the lengths."""
+        if sync:
+            self.sync()
+        lengths = {name: sink.length for name, sink in self.sinks.items()}
+        head = {"generation": self.generation, "index_length": self.index.length, "sinks": lengths}
+        self.folder.write("snapshot", head | document, sync=sync)
+
+    def close(self) -> None:
+        """Close the files and give the lock back."""
+        self.index.close()
+        for sink in self.sinks.values():
+            sink.close()
+        self.folder.release()
+
+    def _check_lengths(self, base: int, lengths: dict[str, int]) -> None:
+        for name, sink in [*self.sinks.items(), ("index", self.index)]:
+            expected = base if name == "index" else lengths[name]
+            if sink.length < expected:
+                raise _changed(sink.path, f"it holds {sink.length} bytes, the run had written {expected}")
+
+    def _apply_tail(self, base: int, tail: bytes) -> None:
+        """Make the index go on with `tail` behind `base`, if a recovery before this one didn't get to it."""
+        if tail and self.index.read(base, len(tail)) != tail:
+            self.index.truncate(base)
+            self.index.append([tail])
+
+    def _walk(self, base: int, at: dict[str, int]) -> list[tuple[Entry, bytes]]:
+        """The entries behind the snapshot whose lines are there, each sink by itself; `at` moves along."""
+        block = self.index.read(base, self.index.length - base)
+        valid: list[tuple[Entry, bytes]] = []
+        self._packed_tail: list[bytes] = []
+        self._ends = at
+        torn: set[str] = set()
+        for number, entry in enumerate(unpack(block)):
+            name = SINK_OF.get(entry.kind)
+            if name is None or entry.length == 0:
+                break
+            if name in torn:
+                continue
+            sink, start = self.sinks[name], at[name]
+            line = sink.read(start, entry.length)
+            if len(line) < entry.length:
+                torn.add(name)
+                continue
+            packed = block[number * SIZE : (number + 1) * SIZE]
+            if not agrees(packed, line, self.generation):
+                raise _changed(sink.path, f"the line at byte {start} is not the one that the run wrote")
+            at[name] = start + entry.length
+            valid.append((entry, line))
+            self._packed_tail.append(packed)
+        self._torn = torn
+        return valid
+
+    def _cut(self, valid: list[tuple[Entry, bytes]], base: int, lengths: dict[str, int]) -> bool:
+        """Whether anything must go; keeps the bytes that will, and refuses what no crash explains."""
+        extra = {name: sink.length - self._ends[name] for name, sink in self.sinks.items()}
+        for name, count in extra.items():
+            if count and name not in self._torn:
+                raise _changed(self.sinks[name].path, f"it has {count} bytes behind the last line of the run")
+        if self.index.length == base + len(valid) * SIZE:
+            return False
+        kept = self.folder.path / f"cut-{self.generation}"
+        with kept.open("ab") as file:
+            for name, count in extra.items():
+                if count:
+                    file.write(self.sinks[name].read(self._ends[name], count) + b"\n")
+        return True
+
+    def _truncate(self, valid: list[tuple[Entry, bytes]], lengths: dict[str, int]) -> None:
+        for name, sink in self.sinks.items():
+            if sink.length > self._ends[name]:
+                sink.truncate(self._ends[name])
+        self.index.sync()
+
+
+def _changed(path: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"{path} was changed since the run wrote it: {what}",
+        "put the file back as it was, or start over with --fresh (the old files are kept aside)",
+    )
+
+
+def restore(state: State) -> Summary:
+    """The Summary of everything settled: the snapshot's, and the index entries behind it."""
+    summary = Summary.from_dict(state.summary) if state.summary else Summary()
+    for entry, line in state.tail:
+        if entry.kind in (OUTPUT, DEAD):
+            summary.add(_outcome(entry, line))
+    return summary
+
+
+def _outcome(entry: Entry, line: bytes) -> Outcome:
+    """As much of the outcome as entry and letter tell: what a Summary counts."""
+    usage = Usage(entry.input_tokens, entry.output_tokens)
+    calls = [Attempt(entry.at, entry.latency)] * (entry.calls - 1)
+    trail = Trail(attempts=[*calls, Attempt(entry.at, entry.latency, usage)] if entry.calls else [])
+    record = Record(entry.unit, entry.unit, None, b"")
+    if entry.kind == OUTPUT:
+        return Done(record, Reply("", None, usage, None, ""), trail, entry.at)
+    error = orjson.loads(line)["error"]
+    return Dead(record, Failure(error["kind"], error["cause"], error["message"]), trail, entry.at)

@@ -1,0 +1,212 @@
+"""The ledger task: drains outcomes, commits them in groups on one thread, then counts them.
+
+It sits outside whatever is cancelled and ends only when its stream does. A write that fails stops the run;
+what comes after it is discarded, uncounted, and runs again on resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from batchllm.errors import LedgerFailed, OutputClosed
+from batchllm.ledger.index import DEAD, FAILED, NOTE, OUTPUT, Entry, pack
+from batchllm.ledger.journal import Journal
+from batchllm.ledger.ordering import in_order, order
+from batchllm.ledger.settled import WINDOW, Settled
+from batchllm.lines import Shape, dead_line, dumps, failed_line, output_line
+from batchllm.model import Dead, Done, Note, Outcome, Position, Record
+from batchllm.ports import Observer, Sink
+from batchllm.stop import Stop
+from batchllm.summary import Summary
+
+GROUP = 512
+"""Outcomes of a commit at most."""
+LINGER = 0.05
+"""Seconds that the first outcome of a group waits for others at most."""
+SNAPSHOT_EVERY = 1 << 16
+"""Units between snapshots."""
+
+Line = tuple[int, bytes]
+
+
+class Ledger:
+    """Commits outcomes to `output` and `dead`; with a journal, so that they survive any end.
+
+    `durability` is none, batch or record. `position` tells where the source stands for a unit.
+    """
+
+    def __init__(
+        self,
+        output: Sink,
+        dead: Sink,
+        shape: Shape,
+        summary: Summary,
+        settled: Settled,
+        stop: Stop,
+        *,
+        journal: Journal | None,
+        durability: str,
+        position: Callable[[int], Position],
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.summary = summary
+        self.settled = settled
+        self.inputs: Callable[[Position], list[dict[str, Any]]] = lambda position: []
+        self._output = output
+        self._dead = dead
+        self._shape = shape
+        self._stop = stop
+        self._journal = journal
+        self._durability = durability
+        self._position = position
+        self._observers = observers
+        self._failed = False
+        self._since_snapshot = 0
+        self._advanced = anyio.Event()
+
+    async def room(self, last: Record | Dead) -> None:
+        """Wait until a unit may be read: no more than the window above the oldest unsettled one."""
+        seq = last.record.seq if isinstance(last, Dead) else last.seq
+        while seq >= self.settled.watermark + WINDOW and not self._stop:
+            self._advanced = anyio.Event()
+            await self._advanced.wait()
+
+    async def drain(self, stream: MemoryObjectReceiveStream[list[Outcome | Note]]) -> None:
+        """Commit what comes until the stream ends."""
+        async with stream:
+            while True:
+                try:
+                    group = list(await stream.receive())
+                except anyio.EndOfStream:
+                    return
+                with anyio.move_on_after(LINGER):
+                    while len(group) < GROUP:
+                        try:
+                            group += await stream.receive()
+                        except anyio.EndOfStream:
+                            break
+                await self._commit(group)
+
+    async def finish(self, *, complete: bool, ordered: bool, unfinished_line: str | None) -> None:
+        """The last snapshot; and when the whole input is settled, the pass into input order."""
+        journal = self._journal
+        if journal is None or self._failed:
+            return
+        document = self._document() | {"finished": complete, "unfinished_line": unfinished_line}
+        try:
+            await to_thread.run_sync(self._finish, journal, document, ordered)
+        except LedgerFailed as error:
+            self._stop.set(error)
+        except OSError as error:
+            self._stop.set(_ledger_failed(error))
+
+    def _finish(self, journal: Journal, document: dict[str, Any], ordered: bool) -> None:
+        sync = self._durability != "none"
+        self._output.append([])  # a run without a success leaves an empty file, not none
+        journal.snapshot(document | {"finished": False}, sync)
+        if ordered and not in_order(journal):
+            order(journal)
+        journal.snapshot(document, sync)
+
+    async def _commit(self, group: list[Outcome | Note]) -> None:
+        if self._failed:
+            return
+        self._since_snapshot += len(group)
+        try:
+            await to_thread.run_sync(self._write, group)
+            self._count(group)
+            if self._since_snapshot >= SNAPSHOT_EVERY and self._journal is not None:
+                self._since_snapshot = 0
+                await to_thread.run_sync(self._journal.snapshot, self._document(), self._durability != "none")
+        except BrokenPipeError:
+            self._failed = True
+            self._stop.set(OutputClosed("stdout was closed"))
+        except LedgerFailed as error:
+            self._failed = True
+            self._stop.set(error)
+        except OSError as error:
+            self._failed = True
+            self._stop.set(_ledger_failed(error))
+
+    def _write(self, group: list[Outcome | Note]) -> None:
+        """On the ledger's thread: entries, then dead letters, then output."""
+        lines: dict[str, list[bytes]] = {"output": [], "dead": [], "notes": []}
+        entries: list[bytes] = []
+        generation = self._journal.generation if self._journal is not None else 0
+
+        def put(name: str, kind: int, unit: int, line: bytes, outcome: Outcome | None) -> None:
+            lines[name].append(line)
+            if self._journal is not None:
+                entries.append(pack(_entry(unit, kind, outcome), line, generation))
+
+        for item in group:
+            if isinstance(item, Note):
+                put("notes", NOTE, 0, dumps({"kind": item.kind} | item.body) + b"\n", None)
+            elif isinstance(item, Done):
+                put("output", OUTPUT, item.record.unit, output_line(item, self._shape), item)
+            else:
+                if self._shape.merge_failed:
+                    put("output", FAILED, item.record.unit, failed_line(item, self._shape), item)
+                put("dead", DEAD, item.record.unit, dead_line(item), item)
+        if self._journal is not None:
+            self._journal.append(b"".join(entries))
+            if lines["notes"]:
+                self._journal.sinks["notes"].append(lines["notes"])
+        if lines["dead"]:
+            self._dead.append(lines["dead"])
+        if lines["output"]:
+            self._output.append(lines["output"])
+        if self._durability == "record":
+            self._dead.sync()
+            self._output.sync()
+            if self._journal is not None:
+                self._journal.sync()
+
+    def _count(self, group: list[Outcome | Note]) -> None:
+        for item in group:
+            if isinstance(item, Note):
+                continue
+            self.settled.add(item.record.unit)
+            self.summary.add(item)
+            for observer in self._observers:
+                observer.settled(item)
+        self._advanced.set()
+
+    def _document(self) -> dict[str, Any]:
+        position = self._position(self.settled.watermark)
+        return {
+            "watermark": self.settled.watermark,
+            "above": self.settled.above(),
+            "position": [position.file, position.offset, position.line, position.seq],
+            "inputs": self.inputs(position),
+            "summary": self.summary.to_dict(),
+        }
+
+
+def _entry(unit: int, kind: int, outcome: Outcome | None) -> Entry:
+    if outcome is None:
+        return Entry(unit, kind)
+    attempts, usage = outcome.trail.attempts, outcome.trail.usage
+    return Entry(
+        unit,
+        kind,
+        calls=len(attempts),
+        at=outcome.at,
+        latency=attempts[-1].seconds if attempts else 0.0,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+    )
+
+
+def _ledger_failed(error: OSError) -> LedgerFailed:
+    where = f" {Path(error.filename).name}" if isinstance(error.filename, str) else ""
+    return LedgerFailed(
+        f"can't write the run's files{where}: {error.strerror}",
+        "make room or mend the folder, then run the same command again: nothing that was written is lost",
+    )

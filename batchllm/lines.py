@@ -1,0 +1,199 @@
+"""One outcome → one line of JSON, pure: output lines in their three shapes, and dead letters.
+
+Input bytes are spliced in as they stand, so numbers, key order and duplicates stay what they were. The
+ledger calls it; docs/contract.md has the shapes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from batchllm.model import Attempt, Dead, Done, Record, Usage
+
+LONGEST_RAW = 64 << 10
+"""Bytes of a bad line, and characters of a raw answer, that a dead letter holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How output lines look: `emit` is result, merged or openai-batch."""
+
+    emit: str = "result"
+    keep: tuple[str, ...] = ()
+    merge_failed: bool = False
+
+
+def output_line(done: Done, shape: Shape) -> bytes:
+    """The line of a success, with its newline."""
+    if shape.emit == "merged":
+        return _merged(done.record, _answer_fields(done)) + b"\n"
+    if shape.emit == "openai-batch":
+        return _batch_line(done)
+    reply, record = done.reply, done.record
+    usage = done.trail.usage
+    fields = {
+        "id": record.id,
+        "seq": record.seq,
+        "output": reply.value,
+        "model": reply.model,
+        "usage": _usage(usage),
+        "cost_usd": None,
+        "attempts": len(done.trail.attempts),
+        "latency_s": round(done.trail.attempts[-1].seconds, 4) if done.trail.attempts else None,
+        "finish_reason": reply.finish,
+        "finished_at": stamp(done.at),
+        "request_id": reply.request_id,
+    }
+    line = dumps(fields)
+    if shape.keep and (kept := _kept(record, shape.keep, fields)):
+        line = line[:-1] + b"," + kept + b"}"
+    return line + b"\n"
+
+
+def failed_line(dead: Dead, shape: Shape) -> bytes:
+    """The output line of a dead record under --merge-failed, with its newline."""
+    fields = {"error_kind": dead.error.kind, "error_message": dead.error.message}
+    if shape.emit == "merged" and dead.record.data is not None:
+        return _merged(dead.record, fields) + b"\n"
+    line = dumps({"id": dead.record.id, "seq": dead.record.seq} | fields)
+    if shape.keep and dead.record.data is not None and (kept := _kept(dead.record, shape.keep, fields)):
+        line = line[:-1] + b"," + kept + b"}"
+    return line + b"\n"
+
+
+def dead_line(dead: Dead) -> bytes:
+    """The dead letter, with its newline; a line that was no record stands in `raw_line`."""
+    record, error, trail = dead.record, dead.error, dead.trail
+    rest = {
+        "error": {
+            "kind": error.kind,
+            "cause": error.cause,
+            "message": error.message,
+            "status": error.status,
+            "retryable": error.retryable,
+            "stage": error.stage,
+        },
+        "attempts": [_attempt(attempt) for attempt in trail.attempts],
+        "raw": error.raw[:LONGEST_RAW] if error.raw is not None else None,
+        "usage": _usage(trail.usage),
+        "cost_usd": None,
+        "at": stamp(dead.at),
+    }
+    head = dumps({"id": record.id, "seq": record.seq})
+    body = b'"record":' + record.line if record.data is not None else _raw_line(record.line)
+    return b"".join((head[:-1], b",", body, b",", dumps(rest)[1:], b"\n"))
+
+
+def stamp(at: float) -> str:
+    """RFC 3339 in UTC with milliseconds, from Unix seconds."""
+    millis = round(at * 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(millis // 1000))}.{millis % 1000:03d}Z"
+
+
+def dumps(value: Any) -> bytes:
+    """JSON bytes; integers of any size."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def members(line: bytes) -> Iterator[tuple[str, bytes]]:
+    """The members of a JSON object's line as they stand: name and the bytes of the value, in order.
+
+    The line must be valid JSON; costs tens of microseconds, so only for who needs the bytes.
+    """
+    text = line.decode()
+    decoder = json.JSONDecoder()
+    at = _skip(text, text.index("{") + 1)
+    while text[at] != "}":
+        name, at = decoder.raw_decode(text, at)
+        start = _skip(text, _skip(text, at) + 1)
+        _, at = decoder.raw_decode(text, start)
+        yield name, text[start:at].encode()
+        at = _skip(text, at)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+
+
+def _skip(text: str, at: int) -> int:
+    while text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _kept(record: Record, keep: tuple[str, ...], taken: dict[str, Any]) -> bytes:
+    """The members to carry over; one whose name the result has already is called `input_<name>`."""
+    wanted = set(keep)
+    parts = {
+        (f"input_{name}" if name in taken else name): value
+        for name, value in members(record.line)
+        if name in wanted
+    }
+    return b",".join(dumps(name) + b":" + value for name, value in parts.items())
+
+
+def _answer_fields(done: Done) -> dict[str, Any]:
+    value = done.reply.value
+    return value if isinstance(value, dict) else {"output": value}
+
+
+def _merged(record: Record, fields: dict[str, Any]) -> bytes:
+    """The input's bytes with fields added; a taken name becomes `output_<name>`."""
+    data = record.data or {}
+    added: dict[str, Any] = {}
+    for name, value in fields.items():
+        shown = name
+        while shown in data or shown in added:
+            shown = f"output_{shown}"
+        added[shown] = value
+    if not added:
+        return record.line
+    start = record.line.rstrip()[:-1]
+    return start + (b"," if data else b"") + dumps(added)[1:]
+
+
+def _batch_line(done: Done) -> bytes:
+    """OpenAI's batch output line; `body` is the provider's answer as it came."""
+    record, reply = done.record, done.reply
+    line = {
+        "id": f"batch_req_{record.seq}",
+        "custom_id": record.id if isinstance(record.id, str) else dumps(record.id).decode(),
+        "response": {"status_code": 200, "request_id": reply.request_id, "body": reply.raw},
+        "error": None,
+    }
+    return dumps(line) + b"\n"
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cached_tokens": usage.cached_tokens,
+    }
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "at": stamp(attempt.at),
+        "seconds": round(attempt.seconds, 4),
+        "status": attempt.status,
+        "error": attempt.error,
+        "usage": _usage(attempt.usage) if attempt.usage is not None else None,
+        "request_id": attempt.request_id,
+    }
+
+
+def _raw_line(line: bytes) -> bytes:
+    line = line[:LONGEST_RAW]
+    try:
+        return b'"raw_line":' + dumps(line.decode())
+    except UnicodeDecodeError:
+        return b'"raw_line_base64":' + dumps(base64.b64encode(line).decode())

@@ -1,0 +1,181 @@
+"""What flows through a run: records in, requests and replies between, outcomes out.
+
+Frozen values without behaviour; every room may import this one, and it imports none. The one mutable
+type is `Trail`, one record's account of its calls, which belongs to the worker that runs the record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One JSON object from the input.
+
+    `seq` is its place among the non-blank lines of all inputs, from 0. `id` is the value of the id field,
+    any JSON value but null, or `line-<n>`. `data` is the object parsed; `line` its bytes without line end
+    or byte-order mark, which pass to the output by splicing and are never serialised anew. A line that is
+    no JSON object has `data = None` and appears in a `Dead` only.
+    """
+
+    seq: int
+    id: Any
+    data: dict[str, Any] | None
+    line: bytes
+
+    @property
+    def unit(self) -> int:
+        """The number under which the ledger settles this record."""
+        return self.seq
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the inputs: the next record there has number `seq`.
+
+    `file` counts the inputs from 0, `offset` is in bytes of the (decompressed) content, `line` is the
+    number of physical lines before it in that file.
+    """
+
+    file: int = 0
+    offset: int = 0
+    line: int = 0
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call, or of several added up; `cached_tokens` are part of `input_tokens`."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One ask of a provider.
+
+    `body` is the neutral form that every provider translates: `messages` (chat roles and contents) and
+    request parameters beside them; `raw` says that the body is the provider's own and goes as it stands.
+    `schema` is the JSON Schema that the answer has to satisfy, for providers that can be told so.
+    `key` identifies the ask across transport retries: at most 64 characters of `[A-Za-z0-9_-]`.
+    """
+
+    model: str
+    body: dict[str, Any]
+    key: str
+    schema: dict[str, Any] | None = None
+    raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A provider's answer, whole but not yet judged.
+
+    `text` is the answer as sent; `value` what counts as the output: the text, or the parsed JSON once a
+    schema has accepted it. `finish` is the provider's finish reason (`stop`, `length`,
+    `content_filter`, `refusal`, …). `raw` is the provider's response body parsed.
+    """
+
+    text: str
+    value: Any
+    usage: Usage
+    finish: str | None
+    model: str
+    request_id: str | None = None
+    raw: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call as it went: `at` in Unix seconds when it was sent, `seconds` until its last byte.
+
+    `error` is None for a call that brought a reply, else one line that says what came instead.
+    """
+
+    at: float
+    seconds: float
+    usage: Usage | None = None
+    status: int | None = None
+    request_id: str | None = None
+    error: str | None = None
+    stage: str | None = None
+
+
+@dataclass(slots=True)
+class Trail:
+    """One record's calls, its deadline and what it has used; touched by its worker alone.
+
+    `deadline` is a monotonic time in seconds, or None; the gate moves it by the length of each pause.
+    """
+
+    deadline: float | None = None
+    asks: int = 0
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of every call of this record, failed ones included where they were told."""
+        total = Usage()
+        for attempt in self.attempts:
+            if attempt.usage is not None:
+                total = total + attempt.usage
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a record is dead: the `error` object of a dead letter.
+
+    `kind` is one of bad_input, too_large, refused, invalid, exhausted, internal; `cause` names the last
+    failure, `raw` holds the model's last answer where there was one.
+    """
+
+    kind: str
+    cause: str
+    message: str
+    status: int | None = None
+    retryable: bool = False
+    stage: str | None = None
+    raw: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A record with an answer that is whole and valid; `at` is when it was settled, Unix seconds."""
+
+    record: Record
+    reply: Reply
+    trail: Trail
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """A record that ends as a dead letter; `at` is when it was settled, Unix seconds."""
+
+    record: Record
+    error: Failure
+    trail: Trail
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A durable side fact that is no outcome, such as tokens spent by a record that a stop cut short."""
+
+    kind: str
+    body: dict[str, Any]
+
+
+Outcome = Done | Dead

@@ -1,0 +1,86 @@
+"""One record through the stack of its stage to one Outcome; errors become data here and nowhere else.
+
+The engine calls it for each record. It renders the request, awaits the stack, and turns every RecordError
+into a Dead; fatal errors and a stop pass through, since they are not about the record.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+from batchllm.errors import BatchError, FatalError, RecordError, Stopped
+from batchllm.model import Dead, Done, Failure, Note, Outcome, Record, Request, Trail
+from batchllm.ports import Provider
+
+Render = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Pipeline:
+    """A Process of one stage.
+
+    `render` makes a request body from a record's data, raising BadInput; `raw` says that the body is the
+    provider's own. `record_timeout` is in seconds, pauses not counted.
+    """
+
+    def __init__(
+        self,
+        stack: Provider,
+        render: Render,
+        *,
+        model: str,
+        schema: dict[str, Any] | None,
+        raw: bool,
+        run_id: str,
+        generation: int,
+        record_timeout: float | None,
+    ) -> None:
+        self._stack = stack
+        self._render = render
+        self._model = model
+        self._schema = schema
+        self._raw = raw
+        self._salt = f"{run_id}:{generation}:"
+        self._record_timeout = record_timeout
+
+    async def __call__(self, record: Record, emit: Callable[[Note], None]) -> Outcome:
+        """Settle one record; raises FatalError and Stopped only."""
+        trail = Trail()
+        if self._record_timeout is not None:
+            trail.deadline = time.monotonic() + self._record_timeout
+        try:
+            request = self._request(record)
+            reply = await self._stack.complete(request, trail)
+        except (FatalError, Stopped):
+            raise
+        except RecordError as error:
+            return Dead(record, _failure(error), trail, time.time())
+        except BatchError as error:
+            return Dead(record, Failure("internal", type(error).__name__, error.message), trail, time.time())
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            return Dead(record, Failure("internal", type(error).__name__, message), trail, time.time())
+        return Done(record, reply, trail, time.time())
+
+    def _request(self, record: Record) -> Request:
+        assert record.data is not None  # a Record without data is inside a Dead and never comes here
+        return Request(
+            model=self._model,
+            body=self._render(record.data),
+            key=blake2b(f"{self._salt}{record.unit}".encode(), digest_size=16).hexdigest(),
+            schema=self._schema,
+            raw=self._raw,
+        )
+
+
+def _failure(error: RecordError) -> Failure:
+    return Failure(
+        kind=error.kind,
+        cause=error.cause,
+        message=error.message,
+        status=error.status,
+        retryable=error.retryable,
+        raw=error.raw,
+    )

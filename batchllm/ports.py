@@ -1,0 +1,91 @@
+"""The Protocols at which rooms meet. Concretions are chosen in `wire`; nobody else names them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from batchllm.model import Attempt, Dead, Note, Outcome, Position, Record, Reply, Request, Trail
+
+
+class Provider(Protocol):
+    """Whatever answers a request: a service, a fake, or a layer around another Provider."""
+
+    async def complete(self, request: Request, trail: Trail) -> Reply:
+        """Answer, or raise a RecordError, a CallError, a FatalError or Stopped."""
+        ...
+
+
+class Source(Protocol):
+    """Where records come from, in order of `seq`; lists of at most 1,024 records and 8 MiB."""
+
+    def chunks(self) -> AsyncIterator[list[Record | Dead]]:
+        """Yield records as soon as they are there; a bad line is a `Dead` in its place.
+
+        Raises InputFailed where an input breaks off.
+        """
+        ...
+
+    def position(self, seq: int) -> Position:
+        """A known position at or before record `seq`; `seq` never goes down from call to call."""
+        ...
+
+
+class Sink(Protocol):
+    """Where finished lines go; synchronous, called on the ledger's thread only."""
+
+    def append(self, lines: list[bytes]) -> int:
+        """Write whole lines (each with its newline); the new length in bytes."""
+        ...
+
+    def sync(self) -> None:
+        """Return once what was appended would survive a power loss."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Cut back to `length` bytes."""
+        ...
+
+
+class Process(Protocol):
+    """What the engine runs for each record; `pipeline` is one."""
+
+    async def __call__(self, record: Record, emit: Callable[[Note], None]) -> Outcome:
+        """Settle one record, or raise a FatalError or Stopped."""
+        ...
+
+
+class Observer(Protocol):
+    """Told of what happens while it happens; passive, quick, never raises."""
+
+    def run_started(self, facts: dict[str, Any]) -> None: ...
+    def attempt(self, request: Request, attempt: Attempt) -> None: ...
+    def settled(self, outcome: Outcome) -> None: ...
+    def pause(self, seconds: float, reason: str) -> None: ...
+    def run_stopped(self, facts: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSpec:
+    """What a provider needs to connect: all of it plain data, none of it logged.
+
+    `model` is the name after `PROVIDER/`; `key` the secret itself; `timeout` in seconds from send to last
+    byte; `concurrency` the most calls that will be in flight.
+    """
+
+    model: str
+    base_url: str | None = None
+    key: str | None = field(default=None, repr=False)
+    timeout: float = 120.0
+    concurrency: int = 20
+
+
+class Connect(Protocol):
+    """A provider's file offers one of these, named `connect`: `async with connect(spec) as provider`.
+
+    The provider may have an attribute `ceiling`: the most calls it takes in flight, whatever was asked.
+    """
+
+    def __call__(self, spec: ProviderSpec) -> AbstractAsyncContextManager[Provider]: ...

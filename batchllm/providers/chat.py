@@ -1,0 +1,188 @@
+"""Chat completions in OpenAI's shape: a Request made into a body, an answer's bytes made into a Reply.
+
+Pure: it opens no connection and reads no clock. `openai` calls it for what comes over the wire, `fake` for
+what it makes up, so that both are judged alike.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from batchllm.errors import BatchError, TimedOut
+from batchllm.model import Reply, Request, Usage
+from batchllm.providers.complaints import is_html, page_words, request_id, shown
+from batchllm.providers.verdicts import bad_reply, under_ok, verdict
+
+_ARTICLE = "the provider answered"
+_MODERN = re.compile(r"(?:[\w.-]+[/:])*(?:o[1-9]\d?|gpt-(?:[5-9]|[12]\d)(?:\.\d+)?)(?![\w.]).*")
+
+
+def wants_max_completion_tokens(model: str) -> bool:
+    """Whether a model refuses `max_tokens`: o1, o3, o4-mini, gpt-5 and later, with any vendor before it."""
+    return _MODERN.fullmatch(model) is not None
+
+
+def response_format(schema: dict[str, Any], strict: bool) -> dict[str, Any]:
+    """The parameter that holds the answer to a schema."""
+    named: dict[str, Any] = {"name": "answer", "schema": schema}
+    if strict:
+        named["strict"] = True
+    return {"type": "json_schema", "json_schema": named}
+
+
+def build(request: Request, model: str, answer_format: dict[str, Any] | None) -> dict[str, Any]:
+    """The body to send: a raw one as it stands, else messages and parameters for this model.
+
+    `answer_format` becomes `response_format`, unless the user has set one.
+    """
+    if request.raw:
+        return request.body
+    body = {**request.body, "model": model}
+    if answer_format is not None and "response_format" not in body:
+        body["response_format"] = answer_format
+    if "max_tokens" in body and "max_completion_tokens" not in body and wants_max_completion_tokens(model):
+        body["max_completion_tokens"] = body.pop("max_tokens")
+    return body
+
+
+def encode(body: dict[str, Any]) -> bytes:
+    """The body's bytes; the slow way where it holds integers beyond 64 bits or half a surrogate pair."""
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        return json.dumps(body, separators=(",", ":")).encode()
+
+
+def time_left(timeout: float, deadline: float | None, now: float) -> float:
+    """Seconds that one call may take; raises TimedOut where the record's time is over.
+
+    `deadline` and `now` are monotonic seconds.
+    """
+    if deadline is None:
+        return timeout
+    left = deadline - now
+    if left <= 0:
+        raise TimedOut("the record's time was over before the call")
+    return min(timeout, left)
+
+
+def read_answer(
+    status: int,
+    headers: Mapping[str, str],
+    content: bytes,
+    *,
+    model: str,
+    now: float,
+    proven: bool = False,
+    secret: str | None = None,
+) -> Reply:
+    """Read an HTTP answer into a Reply, or raise what it means instead.
+
+    `model` is named in the Reply where the body names none; the rest is as in `verdicts.verdict`.
+    """
+    error = verdict(status, headers, content, proven=proven, now=now, secret=secret)
+    if error is not None:
+        raise error
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError as broken:
+        raise _no_json(status, headers, content, broken, secret) from None
+    if _complains(document):
+        raise under_ok(document, headers, status=status, proven=proven, now=now, secret=secret)
+    reply = _completion(document, model, request_id(headers))
+    if isinstance(reply, str):
+        message = shown(f"{_ARTICLE} {status} with {reply}", secret)
+        raise bad_reply(message, "not_completion", status=status, request_id=request_id(headers))
+    return reply
+
+
+def _no_json(
+    status: int, headers: Mapping[str, str], content: bytes, broken: ValueError, secret: str | None
+) -> BatchError:
+    """What a body under 2xx that is no JSON was, with its first words."""
+    cause, said = "not_json", f"no JSON ({broken})"
+    start = content[:4096].decode("utf-8", "replace")
+    if is_html(content, headers.get("content-type", "")):
+        cause, said, start = "html", "an HTML page", page_words(start)
+    elif not start.strip():
+        cause, said = "empty_body", "an empty body"
+    elif start.startswith(("data:", "event:")):
+        cause, said = "event_stream", "a stream of events (is `stream` set?)"
+    elif start.lstrip().startswith(("{", "[")):
+        cause, said = "truncated", "JSON that is cut off or broken"
+    first = f": {shown(start, secret, 80)}" if start.strip() else ""
+    message = shown(f"{_ARTICLE} {status} with {said}{first}", secret)
+    return bad_reply(message, cause, status=status, request_id=request_id(headers))
+
+
+def _complains(document: Any) -> bool:
+    """Whether a body under 2xx is an error object."""
+    if isinstance(document, list):  # Gemini's compatible endpoint wraps its errors in a list
+        document = document[0] if document else None
+    if not isinstance(document, dict):
+        return False
+    return bool(document.get("error")) or document.get("object") == "error"
+
+
+def _completion(document: Any, model: str, from_header: str | None) -> Reply | str:
+    """The Reply in a chat completion, or what the body is instead."""
+    choices = document.get("choices") if isinstance(document, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return f"no chat completion: {_glimpse(document)}"
+    choice = choices[0]
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        return f"no chat completion, its choice has no message: {_glimpse(document)}"
+    text, finish = text_of(message.get("content")), choice.get("finish_reason")
+    if text is None:
+        return "a message whose content is no text"
+    if not text and message.get("tool_calls"):
+        return "a tool call in place of a text"
+    if not text and isinstance(message.get("refusal"), str) and message["refusal"]:
+        text, finish = message["refusal"], "refusal"
+    named, identity = document.get("model"), from_header or document.get("id")
+    return Reply(
+        text=text,
+        value=text,
+        usage=_usage(document.get("usage")),
+        finish=finish if isinstance(finish, str) else None,
+        model=named if isinstance(named, str) and named else model,
+        request_id=identity if isinstance(identity, str) else None,
+        raw=document,
+    )
+
+
+def text_of(content: Any) -> str | None:
+    """The text of a message's content: itself, or its text parts joined; "" for null, None for no text."""
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        return None
+    parts = [part for part in content if isinstance(part, dict)]
+    return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def _usage(usage: Any) -> Usage:
+    """Tokens as told; what is not told, or is no number, counts as 0."""
+    if not isinstance(usage, dict):
+        return Usage()
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    return Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), _count(cached))
+
+
+def _count(value: Any) -> int:
+    """A number of tokens."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _glimpse(document: Any) -> str:
+    """The first of a body, to see what it is."""
+    return json.dumps(document, ensure_ascii=False)[:120]

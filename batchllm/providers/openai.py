@@ -1,0 +1,129 @@
+"""Any server that speaks OpenAI's chat completions: OpenAI, Azure, vLLM, Ollama, LiteLLM, gateways.
+
+It owns the address, the headers and whether the route has answered before. It never retries, waits or
+judges an answer's content: layers do, through which `pipeline` calls it; `wire` connects it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from batchllm import __version__
+from batchllm.errors import ConfigError, Refused, RouteGone
+from batchllm.model import Reply, Request, Trail
+from batchllm.ports import ProviderSpec
+from batchllm.providers import chat
+from batchllm.providers.rules import MODEL_HINT
+from batchllm.schema import strict_ready
+from batchllm.transport import open_endpoint
+
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+_PATH = "/chat/completions"
+
+
+class Answer(Protocol):
+    """An HTTP answer, read to its last byte; header names are in lower case."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def content(self) -> bytes: ...
+
+
+class Endpoint(Protocol):
+    """One address to post to; the transport's Endpoint is one."""
+
+    async def post(self, body: bytes, *, headers: Mapping[str, str] | None = None, timeout: float) -> Answer:
+        """Send and read whole within `timeout` seconds, or raise TimedOut or Disconnected."""
+        ...
+
+
+@asynccontextmanager
+async def connect(spec: ProviderSpec) -> AsyncIterator[OpenAI]:
+    """Open the connections for `spec`; raises ConfigError for an address or a key that can't be used."""
+    url, headers = address(spec.base_url), headers_for(spec.key)
+    async with open_endpoint(url, headers, limit=spec.concurrency) as endpoint:
+        yield OpenAI(endpoint, spec)
+
+
+def address(base_url: str | None) -> str:
+    """The URL to post to, from a base URL with or without a last slash, the path or a query."""
+    try:
+        parts = urlsplit(base_url or DEFAULT_BASE_URL)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(
+            "the base url is no address with http:// or https:// and a host",
+            "write it like --base-url http://127.0.0.1:8000/v1",
+        )
+    path = parts.path.rstrip("/")
+    path = path if path.endswith(_PATH) else path + _PATH
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def headers_for(key: str | None) -> dict[str, str]:
+    """The headers that all requests share."""
+    headers = {"content-type": "application/json", "user-agent": f"batchllm/{__version__}"}
+    key = (key or "").strip()
+    if key:
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                "the key holds characters that no header can carry", "set its variable to the key alone"
+            )
+        headers["authorization"] = f"Bearer {key}"
+    return headers
+
+
+class OpenAI:
+    """A Provider over one endpoint. `proven` turns true with the first answer, for the verdicts."""
+
+    def __init__(self, endpoint: Endpoint, spec: ProviderSpec) -> None:
+        self._endpoint = endpoint
+        self._spec = spec
+        self._secret = (spec.key or "").strip() or None
+        self._format: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self.proven = False
+
+    async def complete(self, request: Request, trail: Trail) -> Reply:
+        """Ask once; raises what `verdicts` says, or TimedOut or Disconnected from the transport."""
+        spec = self._spec
+        body = chat.build(request, spec.model, self._answer_format(request.schema))
+        timeout = chat.time_left(spec.timeout, trail.deadline, time.monotonic())
+        answer = await self._endpoint.post(
+            chat.encode(body), headers={"idempotency-key": request.key}, timeout=timeout
+        )
+        try:
+            reply = chat.read_answer(
+                answer.status,
+                answer.headers,
+                answer.content,
+                model=str(body.get("model") or spec.model),
+                now=time.time(),
+                proven=self.proven,
+                secret=self._secret,
+            )
+        except RouteGone as gone:
+            if request.raw and self.proven and gone.hint == MODEL_HINT:
+                # each raw body names its own model: a wrong one is that record's, not the route's
+                raise Refused(
+                    gone.message, cause="model_not_found", status=answer.status, hint=gone.hint
+                ) from None
+            raise
+        self.proven = True
+        return reply
+
+    def _answer_format(self, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        """`response_format` for a schema; made once, since a stage asks with one and the same object."""
+        if schema is None:
+            return None
+        if self._format is None or self._format[0] is not schema:
+            self._format = (schema, chat.response_format(schema, strict_ready(schema)))
+        return self._format[1]

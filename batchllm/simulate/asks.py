@@ -1,0 +1,144 @@
+"""What a request to the rehearsal server asks for, read from its body.
+
+Pure: bytes in, an `Ask` or a `Rejected` out, with the complaints that a strict endpoint has about
+parameters. It judges the request alone, never keys, limits or faults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from batchllm.simulate.problems import Problem, Rejected, bad_request
+
+_UNKNOWN_MODEL = "no-such-model"
+_NAMES = {str: "a string", bool: "a boolean", float: "a decimal number", list: "an array", dict: "an object"}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One chat completion to make up.
+
+    `text` is the last user message; `schema` what the answer has to satisfy, or None for plain text;
+    `prompt_tokens` is estimated at four characters a token; `max_tokens` is the most to answer, or None.
+    """
+
+    model: str
+    text: str
+    schema: dict[str, Any] | bool | None
+    prompt_tokens: int
+    max_tokens: int | None
+
+    @property
+    def reserve(self) -> int:
+        """Tokens that a limit counts for it: the prompt and the most it may answer, else an estimate."""
+        return self.prompt_tokens + (self.max_tokens or tokens(self.text) + 2)
+
+
+def tokens(text: str) -> int:
+    """An estimate at four characters a token, at least 1."""
+    return max(1, (len(text) + 3) // 4)
+
+
+def read(body: bytes) -> Ask:
+    """The Ask in a request body; raises Rejected with a 400, or a 404 for the model `no-such-model`."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise bad_request("The body is no valid JSON.") from None
+    if not isinstance(data, dict):
+        raise bad_request("The body is no JSON object.")
+    model = data.get("model")
+    if not isinstance(model, str) or not model:
+        raise bad_request("You must provide a model parameter.", "model", "missing_required_parameter")
+    if model == _UNKNOWN_MODEL:
+        message = f"The model '{model}' does not exist."
+        raise Rejected(Problem(404, message, "invalid_request_error", "model_not_found"))
+    if data.get("stream"):
+        raise bad_request("This server doesn't stream.", "stream", "unsupported_value")
+    _check_temperature(data.get("temperature"))
+    text, size = _messages(data.get("messages"))
+    return Ask(
+        model=model,
+        text=text,
+        schema=_schema(data.get("response_format")),
+        prompt_tokens=max(1, (size + 3) // 4),
+        max_tokens=_limit(data, "max_completion_tokens") or _limit(data, "max_tokens"),
+    )
+
+
+def _limit(data: dict[str, Any], name: str) -> int | None:
+    value = data.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        kind = _NAMES.get(type(value), "null")
+        message = f"Invalid type for '{name}': expected an integer, but got {kind} instead."
+        raise bad_request(message, name, "invalid_type")
+    if value < 1:
+        raise bad_request(
+            f"Invalid '{name}': {value} is below the minimum of 1.", name, "integer_below_min_value"
+        )
+    return value
+
+
+def _check_temperature(value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        kind = _NAMES.get(type(value), "null")
+        message = f"Invalid type for 'temperature': expected a number, but got {kind} instead."
+        raise bad_request(message, "temperature", "invalid_type")
+    if not 0 <= value <= 2:
+        message = f"Invalid 'temperature': {value} is not between 0 and 2."
+        raise bad_request(message, "temperature", "decimal_out_of_range")
+
+
+def _messages(messages: Any) -> tuple[str, int]:
+    """The last user message's text, and the characters of all messages."""
+    if not isinstance(messages, list) or not messages:
+        raise bad_request("'messages' must be a list with a message in it.", "messages", "invalid_type")
+    last = ""
+    size = 0
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise bad_request(
+                "Each message must be an object with a role.", f"messages[{number}]", "invalid_type"
+            )
+        text = _text(message.get("content"), number)
+        size += len(text)
+        if message["role"] == "user":
+            last = text
+    return last, size
+
+
+def _text(content: Any, number: int) -> str:
+    """A message's content: a string, nothing, or parts of which those with text count."""
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return ""
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
+    message = "The content must be a string or an array of objects."
+    raise bad_request(message, f"messages[{number}].content", "invalid_type")
+
+
+def _schema(wanted: Any) -> dict[str, Any] | bool | None:
+    kind = wanted.get("type") if isinstance(wanted, dict) else wanted
+    if kind is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object", "properties": {"echo": {"type": "string"}}}
+    if kind != "json_schema":
+        raise bad_request(
+            f"Invalid value for 'response_format': {kind!r}.", "response_format", "invalid_value"
+        )
+    holder = wanted.get("json_schema") if isinstance(wanted, dict) else None
+    schema = holder.get("schema") if isinstance(holder, dict) else None
+    if not isinstance(schema, dict | bool):
+        message = "'response_format' has no JSON Schema in json_schema.schema."
+        raise bad_request(message, "response_format", "missing_required_parameter")
+    return schema

@@ -1,0 +1,64 @@
+"""Whether an input is still the one that was begun: hashes of its beginning and of the bytes before a place.
+
+Reads at most 128 KiB of a file, so what changes in between goes unseen; the run folder keeps the facts and
+compares them on resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from batchllm.sources.blocks import GZIP_MAGIC, STDIN, stored_bytes
+
+SAMPLE_BYTES = 2**16
+
+
+def fingerprint(path: str, upto: int) -> dict[str, Any]:
+    """Facts about the file by which `differs` knows it again; plain data for the snapshot.
+
+    `upto` is the offset in bytes of the place to resume at, or -1 for the file's end. `size` is in bytes as stored; `head` and `tail`
+    are `{"start", "bytes", "blake2b"}` of the first 64 KiB and of the up to 64 KiB before `upto`, the
+    latter for plain files only. Pipes and stdin have none of them. Raises OSError.
+    """
+    size = None if path == STDIN else stored_bytes(path)
+    if size is None:
+        return {"path": path, "size": None, "head": None, "tail": None}
+    with Path(path).open("rb") as file:
+        packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        upto = size if upto < 0 else min(upto, size)
+        start = max(0, upto - SAMPLE_BYTES)
+        return {
+            "path": path,
+            "size": size,
+            "head": _sample(file, 0, min(SAMPLE_BYTES, size)),
+            "tail": None if packed else _sample(file, start, upto - start),
+        }
+
+
+def differs(path: str, old: dict[str, Any]) -> str | None:
+    """One line that says how the file at `path` is another than it was, or None; it may have grown."""
+    if old["head"] is None:
+        return None
+    try:
+        size = stored_bytes(path)
+        if size is None:
+            return f"{path} is no file any more" if os.path.lexists(path) else f"{path} is gone"
+        if size < old["size"]:
+            return f"{path} is shorter than it was: {size:,} bytes instead of {old['size']:,}"
+        with Path(path).open("rb") as file:
+            for sample in (old["head"], old["tail"]):
+                if sample and _sample(file, sample["start"], sample["bytes"]) != sample:
+                    end = sample["start"] + sample["bytes"]
+                    return f"{path} has changed between byte {sample['start']:,} and byte {end:,}"
+    except OSError as error:
+        return f"{path} can't be read: {(error.strerror or str(error)).lower()}"
+    return None
+
+
+def _sample(file: BinaryIO, start: int, size: int) -> dict[str, Any]:
+    file.seek(start)
+    data = file.read(size)
+    return {"start": start, "bytes": len(data), "blake2b": hashlib.blake2b(data, digest_size=16).hexdigest()}

@@ -1,0 +1,104 @@
+"""Which way an endpoint's requests go: our own transport, or stock httpx where a proxy stands between.
+
+It reads the proxy variables of the environment as urllib does and opens one endpoint; it sends nothing.
+Providers open theirs here, and `wire` asks here for the file descriptors that a concurrency needs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import httpx
+
+from batchllm.errors import ConfigError
+from batchllm.transport import head
+from batchllm.transport.adapter import Transport
+from batchllm.transport.endpoint import Endpoint
+from batchllm.transport.exchange import Bounds
+from batchllm.transport.stock import StockEndpoint
+
+try:
+    import resource
+except ImportError:  # not a POSIX system: no such limit
+    resource = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_endpoint(
+    url: str, headers: Mapping[str, str], *, limit: int, http: str = "own"
+) -> AsyncIterator[Endpoint | StockEndpoint]:
+    """An endpoint for POSTs to `url`, at most `limit` of them at once; closed with its connections.
+
+    `http` is `own`, where a proxy of the environment still goes through httpx's client, or `stock`, which
+    takes that in any case. Raises ConfigError for a URL or header that can't be sent.
+    """
+    if http not in ("own", "stock"):
+        raise ConfigError(f"no http client is called {http}", "use own or stock")
+    parsed = head.parse_url(url)
+    bounds = Bounds(limit=limit)
+    proxied = is_proxied(parsed)
+    if http == "own" and not proxied:
+        transport = Transport(bounds)
+        try:
+            yield transport.endpoint(url, headers)
+        finally:
+            await transport.aclose()
+        return
+    why = "a proxy is set" if proxied else "as asked"
+    log.info("%s: requests go through httpx's own client, which is slow", why)
+    async with _client(limit, proxied) as client:
+        yield StockEndpoint(client, parsed, headers, bounds)
+
+
+def is_proxied(url: httpx.URL) -> bool:
+    """Whether the environment's proxy variables apply; never to this machine's own addresses."""
+    proxies = urllib.request.getproxies()
+    if not (proxies.get(url.scheme) or proxies.get("all")) or _is_local(url.host):
+        return False
+    return not urllib.request.proxy_bypass(f"{url.host}:{url.port}" if url.port else url.host)
+
+
+def raise_descriptor_limit(needed: int) -> int:
+    """Raise the soft limit of open files to the hard one where `needed` asks for it; the limit in force."""
+    if resource is None:
+        return needed
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return max(needed, 2**31 - 1)
+    if soft >= needed:
+        return soft
+    wanted = [hard, needed] if hard != resource.RLIM_INFINITY else [needed]
+    for limit in wanted:  # macOS refuses more than its kernel's own limit, whatever the hard one says
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        except (ValueError, OSError):
+            continue
+        return limit
+    return soft
+
+
+def _client(limit: int, proxied: bool) -> httpx.AsyncClient:
+    idle = Bounds().idle
+    limits = httpx.Limits(max_connections=limit, max_keepalive_connections=limit, keepalive_expiry=idle)
+    try:
+        # a transport of its own keeps the client from looking for proxies by rules that differ from ours
+        return httpx.AsyncClient(
+            limits=limits, transport=None if proxied else httpx.AsyncHTTPTransport(limits=limits)
+        )
+    except ImportError:
+        raise ConfigError("a socks proxy needs one package more", "pip install 'httpx[socks]'") from None
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

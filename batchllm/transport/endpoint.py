@@ -1,0 +1,100 @@
+"""The lower door of the transport, for the hot path: one URL, its request head prepared once as bytes.
+
+It turns whole answers into `Answer` and failures into `TimedOut` and `Disconnected`; it judges no status and
+never sends twice. Providers post through it; `stock` has the same interface over httpx's own pool.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+
+from batchllm.errors import CallError, Disconnected, TimedOut
+from batchllm.transport import head
+from batchllm.transport.exchange import Ask, Failed, RawAnswer
+from batchllm.transport.pool import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole HTTP answer: header names in lower case, several values joined by ", ", the body decoded."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+class Endpoint:
+    """One URL to POST to; made by `Transport.endpoint`, good as long as its transport is open."""
+
+    __slots__ = ("_headers", "_pool", "_start")
+
+    def __init__(self, url: httpx.URL, headers: Mapping[str, str], pool: Pool) -> None:
+        self._pool = pool
+        self._headers = head.complete_headers(url, headers)
+        self._start = b"POST %b HTTP/1.1\r\n" % url.raw_path + head.lines(self._headers)
+
+    async def post(self, body: bytes, *, headers: Mapping[str, str] | None = None, timeout: float) -> Answer:
+        """POST `body` and return the whole answer, whatever its status.
+
+        `headers` go with this request beside the endpoint's own, or instead of those of the same name.
+        `timeout` is in seconds, from the dial or the first byte sent to the last byte read. Raises TimedOut
+        and Disconnected, ambiguous where bytes of the body had left, and ConfigError for a header that can't
+        be sent.
+        """
+        start = self._start if headers is None else self._start_with(headers)
+        request = b"%bcontent-length: %d\r\n\r\n%b" % (start, len(body), body)
+        try:
+            raw = await self._pool.exchange(Ask(request, len(body), timeout))
+            return _answer(raw, self._pool)
+        except Failed as failed:
+            raise _call_error(failed) from None
+
+    def _start_with(self, headers: Mapping[str, str]) -> bytes:
+        for name, value in headers.items():
+            head.check_header(name, value)
+        if all(name.lower() not in self._headers for name in headers):
+            return self._start + head.lines(headers)
+        merged = self._headers | {name.lower(): value for name, value in headers.items()}
+        return self._start[: self._start.index(b"\r\n") + 2] + head.lines(merged)
+
+
+def _call_error(failed: Failed) -> CallError:
+    if failed.kind.endswith("timeout"):
+        return TimedOut(failed.message, ambiguous=failed.ambiguous)
+    return Disconnected(failed.message, stale=failed.stale, ambiguous=failed.ambiguous)
+
+
+def _answer(raw: RawAnswer, pool: Pool) -> Answer:
+    headers: dict[str, str] = {}
+    for name, value in raw.headers:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    content = raw.content
+    if content and "content-encoding" in headers:
+        content = _decoded(content, headers["content-encoding"], pool)
+    return Answer(raw.status, headers, content)
+
+
+def _decoded(content: bytes, codings: str, pool: Pool) -> bytes:
+    """Undo gzip and deflate, last applied first; a coding that we never asked for is left as it is."""
+    cap = pool.bounds.body
+    for coding in reversed([name.strip() for name in codings.lower().split(",")]):
+        if coding in ("gzip", "x-gzip"):
+            window = zlib.MAX_WBITS | 16
+        elif coding == "deflate":  # zlib-wrapped by the standard, bare from some servers
+            window = zlib.MAX_WBITS if content[0] & 0x0F == 8 else -zlib.MAX_WBITS
+        else:
+            break
+        inflater = zlib.decompressobj(window)
+        try:
+            content = inflater.decompress(content, cap)
+        except zlib.error:
+            raise Failed("protocol", f"{pool.peer} sent a body that is no {coding}", ambiguous=True) from None
+        if inflater.unconsumed_tail or not inflater.eof:
+            what = "too large" if inflater.unconsumed_tail else "cut short"
+            raise Failed("protocol", f"{pool.peer} sent a {coding} body that is {what}", ambiguous=True)
+    return content

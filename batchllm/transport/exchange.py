@@ -1,0 +1,78 @@
+"""What one HTTP exchange is made of: the request as bytes, the answer as bytes, and how it can fail.
+
+Values only, without sockets and without httpx. `protocol` and `pool` speak in these; the doors (`endpoint`,
+`adapter`) turn them into the errors that their callers know.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+FailureKind = Literal[
+    "pool_timeout", "connect", "connect_timeout", "write_timeout", "read_timeout", "read", "protocol"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a pool keeps within: connections in use, bytes of headers and body, seconds of idling.
+
+    Servers close idle connections after 5 s (uvicorn, Node), so ours end a little earlier.
+    """
+
+    limit: int = 100
+    head: int = 64 * 1024
+    body: int = 64 * 1024 * 1024
+    idle: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """httpx's four timeouts in seconds, each wait by itself; `read` starts anew with every byte."""
+
+    pool: float = math.inf
+    connect: float = math.inf
+    write: float = math.inf
+    read: float = math.inf
+
+
+@dataclass(slots=True)
+class Ask:
+    """One request, ready to send; `body` is how many of its last bytes are the body.
+
+    `timeout` is in seconds from the dial or the first byte sent to the last byte read; `phases`, where
+    given, are held instead. `bodiless` says that the answer has no body whatever its headers say (HEAD).
+    """
+
+    request: bytes
+    body: int
+    timeout: float = math.inf
+    phases: Phases | None = None
+    bodiless: bool = False
+
+
+class RawAnswer(NamedTuple):
+    """A whole answer as it came: header names in the server's case, the body not decoded."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    content: bytes
+
+
+class Failed(Exception):
+    """An exchange that brought no whole answer; `message` names the peer and what happened, nothing secret.
+
+    `stale`: a reused connection died before a byte of the answer came. `ambiguous`: bytes of the request's
+    body had left, so the call may have been executed.
+    """
+
+    def __init__(
+        self, kind: FailureKind, message: str, *, stale: bool = False, ambiguous: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.kind: FailureKind = kind
+        self.message = message
+        self.stale = stale
+        self.ambiguous = ambiguous

@@ -1,0 +1,155 @@
+"""The connections to one origin: who may use one, which are idle, and how one exchange goes through.
+
+Newest first, a few dictionary operations a request, no task and no timer a request. It never sends anything
+twice: an exchange that fails is reported as it went, and what to do about it is its caller's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from time import monotonic
+
+from batchllm.transport.dialer import Dialer
+from batchllm.transport.exchange import Ask, Bounds, Failed, RawAnswer
+from batchllm.transport.protocol import Connection
+from batchllm.transport.sweeper import Sweeper
+
+
+class Pool:
+    """At most `bounds.limit` exchanges with one origin at once; more wait in the order they came."""
+
+    def __init__(self, dialer: Dialer, sweeper: Sweeper, bounds: Bounds) -> None:
+        self.peer = dialer.origin.peer
+        self.bounds = bounds
+        self.sweeper = sweeper
+        self._dialer = dialer
+        self._free = bounds.limit
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._idle: dict[Connection, float] = {}
+        self._open: set[Connection] = set()
+        self._closed = False
+        self._all_lost: asyncio.Future[None] | None = None
+        sweeper.idlers.append(self._close_idle)
+
+    @property
+    def idle(self) -> int:
+        """Connections that wait for a request."""
+        return len(self._idle)
+
+    @property
+    def free(self) -> int:
+        """Exchanges that could start now without waiting."""
+        return self._free
+
+    async def exchange(self, ask: Ask) -> RawAnswer:
+        """Send one request and return its whole answer, whatever its status.
+
+        The request's time starts when it has a place among the `limit`. Raises Failed.
+        """
+        if self._free:
+            self._free -= 1
+        else:
+            await self._place(ask)
+        try:
+            start = monotonic()
+            connection = self._newest(start)
+            reused = connection is not None
+            if connection is None:
+                connection = await self._dial(ask)
+            future = connection.send(ask, start, reused)
+            try:
+                outcome = await future
+            finally:
+                connection.abandon(future)
+        finally:
+            self._next_please()
+        if isinstance(outcome, Failed):
+            raise outcome
+        return outcome
+
+    async def aclose(self) -> None:
+        """End every connection, whatever goes on there, and return once the sockets are closed."""
+        self._closed = True
+        self.sweeper.idlers.remove(self._close_idle)
+        self._idle.clear()
+        if self._open:
+            self._all_lost = asyncio.get_running_loop().create_future()
+            for connection in tuple(self._open):
+                connection.abort()
+            await self._all_lost
+
+    # -- the connections' side
+
+    def opened(self, connection: Connection) -> None:
+        """A socket is open; closed again at once where the pool is."""
+        self._open.add(connection)
+        if self._closed:
+            connection.abort()
+
+    def keep(self, connection: Connection) -> None:
+        """The exchange is over and the connection as good as new."""
+        now = monotonic()
+        self._idle[connection] = now
+        self.sweeper.wake_by(now + self.bounds.idle)
+
+    def lost(self, connection: Connection) -> None:
+        """The socket is closed."""
+        self._idle.pop(connection, None)
+        self._open.discard(connection)
+        if self._all_lost is not None and not self._open and not self._all_lost.done():
+            self._all_lost.set_result(None)
+
+    # -- parts of an exchange
+
+    def _newest(self, now: float) -> Connection | None:
+        while self._idle:
+            connection, since = self._idle.popitem()
+            if connection.alive and now - since < self.bounds.idle:
+                return connection
+            connection.abort()
+        return None
+
+    async def _dial(self, ask: Ask) -> Connection:
+        if self._closed:
+            raise Failed("connect", f"no connection to {self.peer}: the transport is closed")
+        seconds = ask.timeout if ask.phases is None else ask.phases.connect
+        connection = await self._dialer.dial(self, seconds)
+        if not connection.alive:
+            raise Failed("connect", f"{self.peer} closed the connection at once")
+        return connection
+
+    async def _place(self, ask: Ask) -> None:
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        seconds = math.inf if ask.phases is None else ask.phases.pool
+        taken = False
+        try:
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                await place
+            taken = True
+        except TimeoutError:
+            text = f"no free connection to {self.peer} within {seconds:g} s"
+            raise Failed("pool_timeout", text) from None
+        finally:
+            if not taken and place.done() and not place.cancelled():
+                self._next_please()  # it was given to us while we were being cancelled: pass it on
+
+    def _next_please(self) -> None:
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self._free += 1
+
+    def _close_idle(self, now: float) -> float:
+        """Close what idled too long; the monotonic time at which the next one will have."""
+        while self._idle:
+            connection, since = next(iter(self._idle.items()))
+            if since + self.bounds.idle > now:
+                return since + self.bounds.idle
+            del self._idle[connection]
+            connection.abort()
+        return math.inf

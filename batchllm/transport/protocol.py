@@ -1,0 +1,300 @@
+"""One HTTP/1.1 connection that carries one exchange at a time: a request out, one answer or one failure in.
+
+It parses with httptools, holds the caps on what a server may send, and says how each exchange ended. It
+never opens a connection, sends anything twice or sets a timer; `pool` owns it, `sweeper` ends it in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from time import monotonic
+from typing import Protocol, cast
+
+import httptools
+
+from batchllm.transport.exchange import Ask, Bounds, Failed, FailureKind, RawAnswer
+from batchllm.transport.sweeper import Sweeper
+
+PIECE = 64 * 1024  # bytes a write: TLS transports show a backlog only between writes
+
+
+class Owner(Protocol):
+    """What a connection needs of the pool it belongs to; `peer` is host:port for messages."""
+
+    peer: str
+    bounds: Bounds
+    sweeper: Sweeper
+
+    def opened(self, connection: Connection) -> None: ...
+    def keep(self, connection: Connection) -> None: ...
+    def lost(self, connection: Connection) -> None: ...
+
+
+class Refused(Exception):
+    """Raised in a parser callback: the server sends what we don't take."""
+
+
+class Connection(asyncio.Protocol):
+    """A socket and its parser. `deadline` is a monotonic time in seconds, moved by each exchange."""
+
+    __slots__ = (
+        "_active_at",
+        "_ask",
+        "_future",
+        "_head_done",
+        "_headers",
+        "_keep",
+        "_owner",
+        "_parser",
+        "_parts",
+        "_raw",
+        "_refusal",
+        "_reused",
+        "_sent_at",
+        "_size",
+        "_status",
+        "_touched",
+        "_transport",
+        "_whole",
+        "deadline",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._parser = httptools.HttpResponseParser(self)
+        self._future: asyncio.Future[RawAnswer | Failed] | None = None
+        self._reused = False
+
+    # -- the pool's side
+
+    def send(self, ask: Ask, start: float, reused: bool) -> asyncio.Future[RawAnswer | Failed]:
+        """Send a request; the future gets the answer or the failure, never an exception.
+
+        `start` is the monotonic time at which the exchange began.
+        """
+        self._ask = ask
+        self._reused = reused
+        self._status = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._parts: list[bytes] = []
+        self._size = self._raw = 0
+        self._head_done = self._whole = self._keep = self._touched = False
+        self._refusal = ""
+        phases = ask.phases
+        if phases is None:
+            self.deadline = start + ask.timeout
+        else:
+            self._sent_at = self._active_at = monotonic()
+            self.deadline = self._sent_at + min(phases.write, phases.read)
+        future = self._future = asyncio.get_running_loop().create_future()
+        self._owner.sweeper.watch(self)
+        request = ask.request
+        if len(request) <= PIECE:
+            self._transport.write(request)
+        else:
+            view = memoryview(request)
+            for at in range(0, len(request), PIECE):
+                self._transport.write(view[at : at + PIECE])
+        return future
+
+    def abandon(self, future: asyncio.Future[RawAnswer | Failed]) -> None:
+        """Nobody waits for this exchange any more: if it is still going on, end the connection."""
+        if self._future is future:
+            self._future = None
+            self._owner.sweeper.forget(self)
+            self._transport.abort()
+
+    def abort(self) -> None:
+        """End the connection, whatever goes on; who waits for an answer is told."""
+        if self._future is not None:
+            self._fail("read", f"the connection to {self._owner.peer} was closed on this side")
+        else:
+            self._transport.abort()
+
+    @property
+    def alive(self) -> bool:
+        """Whether a request may be sent on it."""
+        return not self._transport.is_closing()
+
+    # -- the sweeper's side
+
+    def expire(self, now: float) -> None:
+        """Fail the exchange with the timeout of the phase it is in, unless httpx's phases allow it longer."""
+        sending = self._transport.get_write_buffer_size() > 0
+        ask, peer = self._ask, self._owner.peer
+        seconds = ask.timeout
+        if ask.phases is not None:
+            seconds = ask.phases.write if sending else ask.phases.read
+            self.deadline = (self._sent_at if sending else self._active_at) + seconds
+            if self.deadline > now:
+                return
+        if sending:
+            self._fail("write_timeout", f"sending to {peer} not done after {seconds:g} s")
+        elif not self._touched:
+            self._fail("read_timeout", f"no answer from {peer} within {seconds:g} s")
+        else:
+            self._fail("read_timeout", f"answer from {peer} not whole after {seconds:g} s")
+
+    # -- the loop's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for TCP keepalive probes, so that a route lost during a long silent wait is noticed."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        self._owner.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, and settle the exchange once the answer is whole or wrong."""
+        if self._future is None:  # bytes that nobody asked for: what follows could not be trusted
+            self._transport.abort()
+            return
+        ask, size = self._ask, self._size
+        self._touched = True
+        self._raw += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self._whole:
+                what = self._refusal or f"sent what is not http/1.1: {str(error).lower() or 'an upgrade'}"
+                self._fail("protocol", f"{self._owner.peer} {what}")
+                return
+            self._keep = False
+        if self._whole:
+            self._finish()
+        elif self._size > size:
+            self._raw = 0
+        elif self._raw > self._owner.bounds.head:  # head, chunk extensions or trailers without end
+            self._fail("protocol", f"{self._owner.peer} sent {self._too_long()}")
+        if ask.phases is not None:
+            self._active_at = monotonic()
+            self.deadline = self._active_at + ask.phases.read
+
+    def eof_received(self) -> None:
+        """The peer sends no more: settle at once, even where our own bytes are still waiting to go."""
+        self._end(None)
+        self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone; let go of the parser, which refers back to this object."""
+        self._end(exc)
+        self._owner.lost(self)
+        del self._parser
+
+    # -- the parser's side
+
+    def on_message_begin(self) -> None:
+        """A second answer to one request: ignored, and the connection with it."""
+        if self._whole:
+            raise Refused
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a header; trailers are dropped."""
+        if not self._head_done:
+            self._headers.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """Take the status, and hold the cap on the size of the head."""
+        cap = self._owner.bounds.head
+        if self._raw > cap and sum(len(name) + len(value) + 4 for name, value in self._headers) > cap:
+            self._refuse(f"sent {self._too_long()}")
+        self._status = self._parser.get_status_code()
+        self._head_done = True
+        if self._ask.bodiless and self._status >= 200:
+            self._whole = True  # the parser now waits for a body: this connection can't go on
+
+    def on_body(self, body: bytes) -> None:
+        """Collect a part of the body, up to the cap."""
+        self._parts.append(body)
+        self._size += len(body)
+        if self._size > self._owner.bounds.body:
+            self._refuse(f"sent more than {_mebibytes(self._owner.bounds.body)} of answer")
+
+    def on_message_complete(self) -> None:
+        """The answer is whole, unless it was an interim one (1xx)."""
+        if self._ask.bodiless and self._whole:
+            return
+        if self._status >= 200:
+            self._whole = True
+            self._keep = self._parser.should_keep_alive()
+        else:
+            self._headers = []
+            self._head_done = False
+
+    # -- endings
+
+    def _refuse(self, what: str) -> None:
+        self._refusal = what
+        raise Refused
+
+    def _too_long(self) -> str:
+        return f"more than {self._owner.bounds.head // 1024} KiB of headers"
+
+    def _finish(self) -> None:
+        future, self._future = self._future, None
+        assert future is not None
+        self._owner.sweeper.forget(self)
+        parts = self._parts
+        content = b"" if self._ask.bodiless else parts[0] if len(parts) == 1 else b"".join(parts)
+        if self._keep and not self._transport.get_write_buffer_size() and self.alive:
+            self._owner.keep(self)
+        else:  # closing, or answered before the whole request was sent
+            self._transport.abort()
+        if not future.done():
+            future.set_result(RawAnswer(self._status, self._headers, content))
+
+    def _fail(self, kind: FailureKind, message: str) -> None:
+        future, self._future = self._future, None
+        assert future is not None
+        self._owner.sweeper.forget(self)
+        unsent = self._transport.get_write_buffer_size()
+        stale = self._reused and not self._touched and kind in ("read", "protocol")
+        ambiguous = unsent == 0 or unsent < self._ask.body
+        self._transport.abort()
+        if not future.done():
+            future.set_result(Failed(kind, message, stale=stale, ambiguous=ambiguous))
+
+    def _end(self, exc: Exception | None) -> None:
+        if self._future is None:
+            return
+        peer = self._owner.peer
+        if exc is not None:
+            self._fail("read", f"the connection to {peer} broke: {_reason(exc)}")
+        elif not self._touched:
+            self._fail("protocol", f"{peer} closed the connection before answering")
+        elif not self._head_done:
+            self._fail("protocol", f"{peer} closed the connection in the middle of the headers")
+        elif self._ends_with_the_connection():
+            self._finish()
+        else:
+            self._fail("protocol", f"{peer} closed the connection in the middle of the answer")
+
+    def _ends_with_the_connection(self) -> bool:
+        """Neither a length nor chunks say where the body ends (RFC 9112, 6.3)."""
+        for name, value in self._headers:
+            name = name.lower()
+            if name == b"content-length":
+                return False
+            if name == b"transfer-encoding" and value.lower().rstrip().endswith(b"chunked"):
+                return False
+        return True
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size // 2**20} MiB" if size >= 2**20 else f"{size} bytes"
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, ssl.SSLError):
+        return (exc.reason or "tls error").lower().replace("_", " ")
+    if isinstance(exc, OSError) and exc.errno:
+        return os.strerror(exc.errno).lower()
+    return str(exc).lower() or type(exc).__name__

@@ -1,0 +1,75 @@
+"""The one timer of a transport: ends exchanges whose time is over and connections that idled too long.
+
+It knows only when the soonest of them is due, so an exchange costs it a set entry and no timer of its own;
+it never decides what a deadline is. Connections enter and leave it, the pool tells it of idle ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
+
+SPACING = 0.01  # seconds between two sweeps at least, so that deadlines that follow closely share one
+
+
+class Timed(Protocol):
+    """Something with a deadline, in seconds of the monotonic clock."""
+
+    deadline: float
+
+    def expire(self, now: float) -> None:
+        """The deadline has passed: end, or move the deadline and stay watched."""
+        ...
+
+
+class Sweeper:
+    """Watches deadlines; `idlers` are asked at each sweep to close what idled, and say when they are due."""
+
+    __slots__ = ("_due", "_timer", "_watched", "idlers")
+
+    def __init__(self) -> None:
+        self.idlers: list[Callable[[float], float]] = []
+        self._watched: set[Timed] = set()
+        self._due = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, timed: Timed) -> None:
+        """Call `timed.expire` once its deadline has passed, within about 10 ms, until it is forgotten."""
+        self._watched.add(timed)
+        if timed.deadline < self._due:
+            self.wake_by(timed.deadline)
+
+    def forget(self, timed: Timed) -> None:
+        """Its exchange is over."""
+        self._watched.discard(timed)
+
+    def wake_by(self, due: float) -> None:
+        """Sweep at this monotonic time at the latest."""
+        if due >= self._due:
+            return
+        self.stop()
+        self._due = due
+        delay = max(due - monotonic(), 0.0)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._sweep)
+
+    def stop(self) -> None:
+        """Take the timer off the loop; the next watch sets it again."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        self._due = math.inf
+
+    def _sweep(self) -> None:
+        self._timer = None
+        self._due = math.inf
+        now = monotonic()
+        for timed in [timed for timed in self._watched if timed.deadline <= now]:
+            timed.expire(now)
+        due = min((timed.deadline for timed in self._watched), default=math.inf)
+        for close_idle in self.idlers:
+            due = min(due, close_idle(now))
+        if due < math.inf:
+            self.wake_by(max(due, now + SPACING))

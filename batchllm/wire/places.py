@@ -1,0 +1,102 @@
+"""Which files a run reads and writes: names derived as the contract says, clashes refused.
+
+It looks at the file system and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchllm.errors import ConfigError
+from batchllm.job import Job
+
+_SUFFIXES = {".jsonl", ".ndjson", ".json", ".gz", ".zst"}
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """`inputs` are paths, `-` for stdin; `output` a path, or `-` for stdout; `dead_letter` a path."""
+
+    inputs: tuple[str, ...]
+    output: str
+    dead_letter: str
+
+    @property
+    def on_stdout(self) -> bool:
+        """Whether the output is stdout, which has no run folder."""
+        return self.output == "-"
+
+
+def places(job: Job) -> Places:
+    """The files of this job; ConfigError where two of them are one, or one can't be."""
+    inputs = job.input or _piped()
+    if inputs.count("-") > 1:
+        raise ConfigError("stdin (-) is named twice among the inputs", "name it once")
+    output = job.output or _default_output(inputs[0])
+    dead = job.dead_letter or _default_dead(inputs[0], output)
+    if dead == "-":
+        raise ConfigError("dead letters can't go to stdout", "give a file: -d FILE")
+    for name, path in (("output", output), ("dead-letter file", dead)):
+        _check_target(name, path)
+    _check_distinct([*((path, "input") for path in inputs), (output, "output"), (dead, "dead-letter file")])
+    return Places(inputs, output, dead)
+
+
+def _piped() -> tuple[str, ...]:
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        mode = 0
+    if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
+        return ("-",)
+    raise ConfigError("no input", "name a file: batchllm run tickets.jsonl, or pipe records in")
+
+
+def _stem(path: str) -> Path:
+    """The path less all known suffixes: `a/b.jsonl.gz` → `a/b`."""
+    stem = Path(path)
+    while stem.suffix.lower() in _SUFFIXES:
+        stem = stem.with_suffix("")
+    return stem
+
+
+def _default_output(first: str) -> str:
+    return "-" if first == "-" else f"{_stem(first)}.out.jsonl"
+
+
+def _default_dead(first: str, output: str) -> str:
+    if output != "-":
+        return f"{_stem(output)}.dead.jsonl"
+    return "stdin.dead.jsonl" if first == "-" else f"{_stem(first)}.dead.jsonl"
+
+
+def _check_target(name: str, path: str) -> None:
+    if path == "-":
+        return
+    target = Path(path)
+    if target.suffix.lower() in (".gz", ".zst"):
+        raise ConfigError(f"the {name} {path} would be compressed, which can't be resumed", "write plain .jsonl")
+    if target.is_dir():
+        raise ConfigError(f"the {name} {path} is a directory", "name a file in it")
+    folder = target.parent
+    if not folder.is_dir():
+        raise ConfigError(f"the folder of the {name} does not exist: {folder}", f"mkdir -p {folder}")
+    writable = os.access(target, os.W_OK) if target.exists() else os.access(folder, os.W_OK)
+    if not writable:
+        raise ConfigError(f"can't write the {name} {path}: permission denied", "choose another: -o FILE, -d FILE")
+
+
+def _check_distinct(named: list[tuple[str, str]]) -> None:
+    seen: dict[str, str] = {}
+    for path, role in named:
+        if path == "-":
+            continue
+        real = os.path.realpath(path)
+        if real in seen:
+            both = f"{seen[real]} and {role}" if seen[real] != role else f"{role}, twice"
+            raise ConfigError(f"{path} is both {both}" if seen[real] != role else f"{path} is {both}",
+                              "give each its own file: -o FILE, -d FILE")  # fmt: skip
+        seen[real] = role

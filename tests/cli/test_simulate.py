@@ -1,0 +1,212 @@
+"""`batchllm simulate` over real sockets: what clients get, what it counts, and how it starts and ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.serving import ROOT, Simulated, simulated
+
+HTML = b"<!DOCTYPE html>"
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Simulated]:
+    with simulated() as server:
+        yield server
+
+
+def ask(server: Simulated, text: str, *, headers: dict[str, str] | None = None, **more: Any) -> Any:
+    """One chat completion over a connection of its own: (status, headers, raw body)."""
+    body = json.dumps({"model": "any", "messages": [{"role": "user", "content": text}], **more})
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+    try:
+        connection.request("POST", "/v1/chat/completions", body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+    finally:
+        connection.close()
+
+
+def kind(server: Simulated, text: str) -> str:
+    """What became of one request, as a client sees it."""
+    try:
+        status, _, body = ask(server, text)
+    except http.client.IncompleteRead:
+        return "truncate"
+    except (http.client.RemoteDisconnected, ConnectionResetError):
+        return "drop"
+    if status != 200:
+        return str(status)
+    if body.startswith(HTML):
+        return "html"
+    parsed = json.loads(body)
+    if "choices" not in parsed:
+        return "shape"
+    content = parsed["choices"][0]["message"]["content"]
+    assert content in ("", f"echo: {text}")
+    return "ok" if content else "empty"
+
+
+def refused(*args: str) -> subprocess.CompletedProcess[str]:
+    """The command with options that it must not start with."""
+    command = [sys.executable, "-m", "batchllm", "simulate", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30)
+
+
+def test_an_answer_is_the_echo_of_its_question(plain: Simulated) -> None:
+    status, headers, body = ask(plain, "where is my parcel? ✓")
+    assert status == 200
+    assert headers["x-request-id"]
+    assert json.loads(body)["choices"][0]["message"]["content"] == "echo: where is my parcel? ✓"
+
+
+def test_counts_hold_each_request_and_how_often_each_id_was_asked(plain: Simulated) -> None:
+    plain.reset()
+    for key in ("a", "b", "a"):
+        ask(plain, "x", headers={"Idempotency-Key": key})
+    ask(plain, "y")
+    ask(plain, "y")
+    ask(plain, "z", max_tokens="x")
+    stats = plain.stats(ids=True)
+    assert (stats["requests"], stats["ok"], stats["statuses"]) == (6, 5, {"200": 5, "400": 1})
+    assert (stats["in_flight"], stats["highest_in_flight"]) == (0, 1)
+    assert (stats["ids"]["a"], stats["ids"]["b"], stats["asked_again"]) == (2, 1, 2)
+    assert "ids" not in plain.stats()
+
+
+def test_a_body_of_many_megabytes_is_answered_whole(plain: Simulated) -> None:
+    text = "x" * 5_000_000
+    _, _, body = ask(plain, text)
+    assert json.loads(body)["choices"][0]["message"]["content"] == f"echo: {text}"
+
+
+def test_a_rejected_parameter_is_told_as_openai_tells_it(plain: Simulated) -> None:
+    status, _, body = ask(plain, "x", max_tokens="x")
+    error = json.loads(body)["error"]
+    assert (status, error["param"], error["code"]) == (400, "max_tokens", "invalid_type")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/models", 200),
+        ("GET", "/health", 200),
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/stats", 200),
+    ],
+)
+def test_other_paths_answer_json(plain: Simulated, method: str, path: str, status: int) -> None:
+    connection = http.client.HTTPConnection(urlsplit(plain.url).netloc, timeout=30)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    assert answer.status == status
+    assert json.load(answer)
+    connection.close()
+
+
+def test_a_wrong_key_is_refused_and_a_spent_quota_refuses_everything() -> None:
+    with simulated("--api-key-env", "REHEARSAL_KEY", "--quota", "2", env={"REHEARSAL_KEY": "k"}) as server:
+        right = {"Authorization": "Bearer k"}
+        status, _, body = ask(server, "x", headers={"Authorization": "Bearer wrong"})
+        assert (status, json.loads(body)["error"]["code"]) == (401, "invalid_api_key")
+        assert ask(server, "x")[0] == 401
+        assert [ask(server, str(n), headers=right)[0] for n in range(4)] == [200, 200, 429, 429]
+        error = json.loads(ask(server, "x", headers=right)[2])["error"]
+        assert error["code"] == error["type"] == "insufficient_quota"
+
+
+def test_more_than_the_limit_is_refused_with_the_time_to_wait() -> None:
+    with simulated("--rpm", "1") as server:
+        first, headers, _ = ask(server, "x")
+        assert first == 200
+        assert headers["x-ratelimit-limit-requests"] == "1"
+        assert headers["x-ratelimit-remaining-requests"] == "0"
+        status, headers, body = ask(server, "x")
+        assert (status, json.loads(body)["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert 0 < int(headers["retry-after-ms"]) <= 60_000
+        assert 0 < int(headers["retry-after"]) <= 60
+        assert server.stats()["limited"] == 1
+
+
+def test_faults_come_in_their_kinds_and_a_seed_repeats_them(tmp_path: Path) -> None:
+    shares = {"drop": 0.1, "truncate": 0.1, "html": 0.1, "empty": 0.1, "hang": 0.05, "shape": 0.1}
+    shares |= {"429": 0.1, "500": 0.05, "502": 0.05, "503": 0.05, "402": 0.05}
+    mix = tmp_path / "faults.toml"
+    mix.write_text("".join(f'"{name}" = {share}\n' for name, share in shares.items()))
+    with simulated("--faults", str(mix), "--seed", "3", "--hang-s", "0.01", "--retry-after", "0.5") as server:
+        first = {f"question {n}": kind(server, f"question {n}") for n in range(150)}
+        faults = Counter(server.stats()["faults"])
+        seen = Counter(first.values())
+        seen.pop("ok")
+        assert seen == faults - Counter(hang=faults["hang"])
+        assert set(faults) == set(shares)
+        server.reset()
+        again = {text: kind(server, text) for text in reversed(first)}
+        assert again == first
+
+
+def test_another_try_of_the_same_question_gets_another_draw() -> None:
+    with simulated("--faults", "500:0.5") as server:
+        assert {kind(server, "the same") for _ in range(40)} == {"ok", "500"}
+
+
+def test_it_ends_at_once_with_a_request_still_hanging() -> None:
+    with simulated("--faults", "hang:1", "--hang-s", "600") as server:
+        address = urlsplit(server.url)
+        body = b'{"model":"any","messages":[{"role":"user","content":"x"}]}'
+        with socket.create_connection((address.hostname, address.port or 0)) as client:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body)
+            while server.stats()["in_flight"] == 0:
+                pass
+            assert server.stop() == 0
+
+
+def test_a_client_that_goes_away_is_counted_and_frees_its_place() -> None:
+    with simulated("--latency-ms", "600000") as server:
+        address = urlsplit(server.url)
+        body = b'{"model":"any","messages":[{"role":"user","content":"x"}]}'
+        with socket.create_connection((address.hostname, address.port or 0)) as client:
+            client.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
+            while server.stats()["in_flight"] == 0:
+                pass
+        while server.stats()["in_flight"] == 1:
+            pass
+        assert server.stats()["abandoned"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--host", "0.0.0.0"), "127.0.0.1"),
+        (("--faults", "teapot:0.1"), "known faults"),
+        (("--faults", "no-such-file.json"), "no-such-file.json"),
+        (("--faults", "429:0.1", "--error-rate", "0.1"), "exclude"),
+        (("--api-key-env", "NO_SUCH_VARIABLE_HERE"), "NO_SUCH_VARIABLE_HERE"),
+    ],
+)
+def test_options_that_make_no_sense_are_exit_2_with_a_hint(args: tuple[str, ...], says: str) -> None:
+    result = refused("--port", "0", *args)
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_port_in_use_is_exit_2(plain: Simulated) -> None:
+    result = refused("--port", str(urlsplit(plain.url).port))
+    assert result.returncode == 2
+    assert "--port 0" in result.stderr

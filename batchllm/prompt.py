@@ -21,6 +21,7 @@ from batchllm.errors import BadInput, ConfigError
 
 DEFAULT_PROMPT = "{{ text }}"
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 _MAX_NAMES = 20
 _MAX_LINE = 120
 
@@ -136,13 +137,13 @@ def _environment() -> _Environment:
 def _to_json(value: Any, indent: int | None = None) -> str:
     if isinstance(value, Undefined):
         str(value)  # raises, naming the field
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return _ENCODER.encode(value) if indent is None else json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 class _Template:
     """One compiled template: `fields` it needs, and its text for a record."""
 
-    __slots__ = ("_compiled", "_plain", "_root", "_uses_record", "fields", "name", "source")
+    __slots__ = ("_compiled", "_globals", "_plain", "_root", "fields", "name", "source")
 
     def __init__(self, environment: _Environment, source: str, name: str) -> None:
         self.source = source
@@ -155,9 +156,9 @@ class _Template:
         except (SyntaxError, ValueError, OverflowError, RecursionError) as error:
             raise self._rejected(f"can't be compiled ({error})", 1) from error
         self._reject_what_never_renders(environment, tree)
-        free = meta.find_undeclared_variables(tree)
-        self._uses_record = "record" in free
-        self.fields = frozenset(_unguarded(tree) & free) - {"record"}
+        self.fields = frozenset(_unguarded(tree) & meta.find_undeclared_variables(tree)) - {"record"}
+        # Jinja's own way, a copy of its ChainMap of globals, would cost more than all the rest.
+        self._globals = dict(environment.globals)
         self._root = self._compiled.root_render_func
         self._plain = _plain_layout(tree, environment)
 
@@ -170,8 +171,8 @@ class _Template:
             except KeyError:
                 pass  # the way below says what is missing, and where
         try:
-            names = {"record": data, **data} if self._uses_record else data
-            return "".join(self._root(self._compiled.new_context(names)))
+            names = {**self._globals, "record": data, **data}
+            return "".join(self._root(self._compiled.new_context(names, shared=True)))
         except Exception as error:
             raise self._failed(error, data) from error
 

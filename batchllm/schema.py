@@ -200,12 +200,11 @@ def _types(schema: dict[str, Any]) -> list[str]:
 
 # --- the JSON in an answer ---
 
-# A schema can't know which of many pieces is meant; past these bounds nobody would either.
+# Bounds on the work for hostile text, far beyond what a real answer needs.
 _MAX_ACCEPTS = 50
-_MAX_UNCLOSED = 8
+_MAX_UNCLOSED = 4
 _MAX_DEPTH = 1000
 
-_LONG_NUMBER = re.compile("[0-9]{16}")
 _OPENING = re.compile(r"[{\[]")
 _MARK = re.compile(r'["{}\[\]]')
 _STRING_BODY = re.compile(r'[^"\\\n]*+(?:\\.[^"\\\n]*+)*+')
@@ -231,7 +230,7 @@ def find_json(text: str, accept: Callable[[Any], bool] | None = None) -> Any:
         return _parse(whole)
     except ValueError:
         pass
-    answer = _without_reasoning(whole).strip()
+    answer = _without_reasoning(whole).strip() if "think>" in whole else whole
     if answer != whole:
         try:
             return _parse(answer)
@@ -260,13 +259,26 @@ def _candidates(text: str) -> Iterator[tuple[bool, bool, int, Any]]:
 
 def _parse(text: str) -> Any:
     value = orjson.loads(text)
-    if _LONG_NUMBER.search(text) is None:
+    if not _may_have_lost_digits(value):
         return value
-    # orjson makes a float of an integer beyond 64 bits.
     try:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _may_have_lost_digits(value: Any) -> bool:
+    """Whether a number in it may be an integer beyond 64 bits, of which orjson makes a float."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            left.extend(part.values())
+        elif isinstance(part, list):
+            left.extend(part)
+        elif isinstance(part, float) and abs(part) >= 2**63:
+            return True
+    return False
 
 
 def _why_none(answer: str) -> str:

@@ -51,7 +51,8 @@ concurrency = 20
 
 def init(
     file: Annotated[
-        str | None, typer.Argument(help="Records to write it for, JSONL.", metavar="[FILE]", show_default=False)
+        str | None,
+        typer.Argument(help="Records to write it for, JSONL.", metavar="[FILE]", show_default=False),
     ] = None,
 ) -> None:
     """Write a commented batchllm.toml and prompt.txt into this folder, for the records of FILE."""

@@ -109,7 +109,12 @@ async def _main(loaded: Loaded) -> int:
             observers=observers,
         )
         if isinstance(live, Finished):
-            ui.final(live.summary, _finished_facts(live), kind=_kind(loaded, live.places.on_stdout), quiet=job.quiet)
+            ui.final(
+                live.summary,
+                _finished_facts(live),
+                kind=_kind(loaded, live.places.on_stdout),
+                quiet=job.quiet,
+            )
             return 1 if live.summary.failed or live.unfinished_line else 0
         if not job.quiet:
             for warning in live.warnings:
@@ -153,7 +158,9 @@ async def _heed_signals(live: Live, stop: Stop) -> None:
     """The first signal stops the run in order, the second gives up what is in flight."""
     import anyio
 
-    heeded = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    heeded = [
+        s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN
+    ]
     with anyio.open_signal_receiver(*heeded) as signals:
         async for received in signals:
             if stop:

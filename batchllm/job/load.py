@@ -125,7 +125,8 @@ def _check_implicit(found: Mapping[str, _Given]) -> None:
     """A job file that merely lies in the working folder may not send a key to an address of its choice."""
     if "base_url" in found and "api_key_env" in found:
         raise ConfigError(
-            f"{found['base_url'].origin}: a job file found by itself may not set base_url together with api_key_env",
+            f"{found['base_url'].origin}: a job file that is found, not named, may not set base_url and "
+            "api_key_env together",
             f"name it, if you trust it: -j {IMPLICIT}",
         )
 

@@ -143,9 +143,14 @@ class Job:
         None, "meaning", values.text, "--schema", "FILE", "JSON Schema that the answer must satisfy"
     )
     param: dict[str, Any] = _row(
-        None, "meaning", values.params, "--param", "KEY=VALUE", "Request parameter, such as temperature=0; repeatable",
+        None,
+        "meaning",
+        values.params,
+        "--param",
+        "KEY=VALUE",
+        "Request parameter, such as temperature=0; repeatable",
         many=True,
-    )  # fmt: skip
+    )
     base_url: str | None = _row(
         None, "operation", values.text, "--base-url", "URL", "The server's address [the provider's]"
     )

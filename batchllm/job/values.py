@@ -84,9 +84,8 @@ def number(least: float, *, above: bool = False) -> Reader:
 def duration(value: Any) -> float:
     """Seconds, from a number of seconds or a text such as `90`, `15m`, `1h30m`."""
     expected = "expected seconds or a duration such as 90, 15m or 1h30m"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
-    elif isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if plain or (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value)):
         seconds = float(value)
     elif isinstance(value, str) and value and not _DURATION.sub("", value):
         seconds = sum(float(n) * _UNITS[unit] for n, unit in _DURATION.findall(value))

@@ -132,7 +132,7 @@ class Gate:
         if seconds > self._max_stall:
             self._stop.set(
                 Stalled(
-                    f"the service asks to wait {seconds:.0f} s, longer than --max-stall {self._max_stall:.0f}",
+                    f"the service asks to wait {seconds:.0f} s, --max-stall is {self._max_stall:.0f} s",
                     "run the same command again then, or raise --max-stall",
                 )
             )

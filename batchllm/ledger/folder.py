@@ -90,7 +90,7 @@ class RunFolder:
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        os.rename(temporary, target)
+        temporary.rename(target)
         if sync:
             sync_folder(self.path)
 

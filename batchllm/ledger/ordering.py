@@ -45,7 +45,7 @@ def order(journal: Journal) -> None:
     settled = Settled()
 
     def emit() -> None:
-        unit, kind, start, length, packed = heapq.heappop(heap)
+        _, kind, start, length, packed = heapq.heappop(heap)
         name = SINK_OF[kind]
         writers[name].write(journal.sinks[name].read(start, length))
         writers["index"].write(packed)

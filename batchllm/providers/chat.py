@@ -92,8 +92,9 @@ def read_answer(
         document = orjson.loads(content)
     except orjson.JSONDecodeError as broken:
         raise _no_json(status, headers, content, broken, secret) from None
-    if _complains(document):
-        raise under_ok(document, headers, status=status, proven=proven, now=now, secret=secret)
+    complaint = _complaint(document)
+    if complaint is not None:
+        raise under_ok(complaint, headers, status=status, proven=proven, now=now, secret=secret)
     reply = _completion(document, model, request_id(headers))
     if isinstance(reply, str):
         message = shown(f"{_ARTICLE} {status} with {reply}", secret)
@@ -120,13 +121,16 @@ def _no_json(
     return bad_reply(message, cause, status=status, request_id=request_id(headers))
 
 
-def _complains(document: Any) -> bool:
-    """Whether a body under 2xx is an error object."""
-    if isinstance(document, list):  # Gemini's compatible endpoint wraps its errors in a list
-        document = document[0] if document else None
-    if not isinstance(document, dict):
-        return False
-    return bool(document.get("error")) or document.get("object") == "error"
+def _complaint(document: Any) -> Any:
+    """The error object in a body under 2xx, or None; OpenRouter puts one into the choice that broke off."""
+    first = document[0] if isinstance(document, list) and document else document  # Gemini sends a list
+    if not isinstance(first, dict):
+        return None
+    if first.get("error") or first.get("object") == "error":
+        return document
+    choices = first.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return choice if isinstance(choice, dict) and isinstance(choice.get("error"), dict) else None
 
 
 def _completion(document: Any, model: str, from_header: str | None) -> Reply | str:

@@ -29,6 +29,8 @@ def parse_url(url: str) -> httpx.URL:
         raise ConfigError(f"not a url: {error}".lower(), "give one like https://host/v1") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ConfigError("not an http or https url with a host", "give one like https://host/v1")
+    if parsed.port is not None and not 0 < parsed.port < 2**16:
+        raise ConfigError(f"no port has the number {parsed.port}", "give one like https://host/v1")
     return parsed
 
 

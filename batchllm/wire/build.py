@@ -278,7 +278,7 @@ def _check_fields(job: Job, prompt: Prompt, first: Sequence[Record]) -> None:
     objects = _objects(first)
     missing = missing_fields(prompt.fields, objects) if objects else []
     if missing:
-        raise explain_missing(missing, objects, default=job.prompt is None)
+        raise explain_missing(missing, objects, default_prompt=job.prompt is None)
 
 
 def _check_descriptors(job: Job) -> None:

@@ -78,7 +78,9 @@ def _check_target(name: str, path: str) -> None:
         return
     target = Path(path)
     if target.suffix.lower() in (".gz", ".zst"):
-        raise ConfigError(f"the {name} {path} would be compressed, which can't be resumed", "write plain .jsonl")
+        raise ConfigError(
+            f"the {name} {path} would be compressed, which can't be resumed", "write plain .jsonl"
+        )
     if target.is_dir():
         raise ConfigError(f"the {name} {path} is a directory", "name a file in it")
     folder = target.parent
@@ -86,7 +88,9 @@ def _check_target(name: str, path: str) -> None:
         raise ConfigError(f"the folder of the {name} does not exist: {folder}", f"mkdir -p {folder}")
     writable = os.access(target, os.W_OK) if target.exists() else os.access(folder, os.W_OK)
     if not writable:
-        raise ConfigError(f"can't write the {name} {path}: permission denied", "choose another: -o FILE, -d FILE")
+        raise ConfigError(
+            f"can't write the {name} {path}: permission denied", "choose another: -o FILE, -d FILE"
+        )
 
 
 def _check_distinct(named: list[tuple[str, str]]) -> None:

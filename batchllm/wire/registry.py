@@ -27,7 +27,9 @@ class ProviderRow:
 
 
 PROVIDERS: Mapping[str, ProviderRow] = {
-    "openai": ProviderRow("batchllm.providers.openai", "openai/gpt-4o-mini", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+    "openai": ProviderRow(
+        "batchllm.providers.openai", "openai/gpt-4o-mini", "OPENAI_API_KEY", "OPENAI_BASE_URL"
+    ),
     "local": ProviderRow("batchllm.providers.local", "local/smollm2"),
     "fake": ProviderRow("batchllm.providers.fake", "fake/echo"),
 }
@@ -83,7 +85,7 @@ def _key(row: ProviderRow, loaded: Loaded, base_url: str | None, environ: Mappin
     if base_url is None:
         raise ConfigError(
             f"no key for {loaded.job.model}: the variable {variable} is not set",
-            f"export {variable}=…, name another variable with --api-key-env, or point --base-url at your server",
+            f"export {variable}=…, name another variable with --api-key-env, or give your server's --base-url",
         )
     return None
 
@@ -94,7 +96,7 @@ def _unnamed(environ: Mapping[str, str], terminal: bool) -> str:
         return STAND_IN
     raise ConfigError(
         "no model was named",
-        "give one: -m openai/gpt-4o-mini, BATCHLLM_MODEL=…, or model = \"…\" in batchllm.toml; "
+        'give one: -m openai/gpt-4o-mini, BATCHLLM_MODEL=…, or model = "…" in batchllm.toml; '
         "see batchllm models",
     )
 

@@ -6,7 +6,6 @@ and what to do. What it finds it hands to `build`.
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -67,10 +66,12 @@ def write_header(opened: Opened, job: Job, places: Places) -> None:
         "run_id": opened.run_id,
         "batchllm": __version__,
         "at": stamp(time.time()),
-        "output": os.path.abspath(places.output),
-        "dead_letter": os.path.abspath(places.dead_letter),
+        "output": str(Path(places.output).absolute()),
+        "dead_letter": str(Path(places.dead_letter).absolute()),
         "meaning": _meaning(job, places),
-        "operation": {f.name: getattr(job, f.name) for f in fields(Job) if settings()[f.name].kind == "operation"},
+        "operation": {
+            f.name: getattr(job, f.name) for f in fields(Job) if settings()[f.name].kind == "operation"
+        },
     }
     opened.journal.folder.write("job.json", document)
 
@@ -140,7 +141,7 @@ def _tell(moved: list[Path], say: Say) -> None:
 def _meaning(job: Job, places: Places) -> dict[str, Any]:
     table = settings()
     meaning = {f.name: getattr(job, f.name) for f in fields(Job) if table[f.name].kind == "meaning"}
-    inputs = [path if path == "-" else os.path.abspath(path) for path in places.inputs]
+    inputs = [path if path == "-" else str(Path(path).absolute()) for path in places.inputs]
     return meaning | {"input": inputs, "keep": list(job.keep)}
 
 
@@ -153,7 +154,7 @@ def _check_meaning(header: dict[str, Any], job: Job, places: Places) -> None:
             f"{places.output} belongs to a run with other settings: {shown}",
             "run it as it was to go on, give another output with -o FILE, or start over with --fresh",
         )
-    if header["dead_letter"] != os.path.abspath(places.dead_letter):
+    if header["dead_letter"] != str(Path(places.dead_letter).absolute()):
         raise ConfigError(
             f"the dead letters of this run are in {header['dead_letter']}, not {places.dead_letter}",
             f"go on with -d {header['dead_letter']}",
@@ -168,7 +169,7 @@ def _short(value: Any) -> str:
 def _input_change(header: dict[str, Any], state: State, places: Places) -> str | None:
     """What differs between the inputs now and then, beyond growth at the end; None if nothing does."""
     old = header["meaning"]["input"]
-    now = [path if path == "-" else os.path.abspath(path) for path in places.inputs]
+    now = [path if path == "-" else str(Path(path).absolute()) for path in places.inputs]
     if now[: len(old)] != old:
         return f"it was {', '.join(old)}"
     for known in state.inputs:

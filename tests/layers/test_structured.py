@@ -52,7 +52,7 @@ def ask(
     raw: bool = False,
     trail: Trail | None = None,
 ) -> Reply:
-    layer = Structured(inner, schema=schema, repair=repair, stop=stop or Stop())
+    layer = Structured(inner, schema=schema, repair=repair, stop=Stop() if stop is None else stop)
     document = schema.document if schema else None
     request = Request("m", body or {"messages": MESSAGES, "temperature": 0}, key, schema=document, raw=raw)
     return anyio.run(layer.complete, request, trail or Trail())

@@ -155,7 +155,7 @@ def test_a_prompt_of_nothing_but_space_is_refused(value: str) -> None:
     ("template", "line", "text"),
     [
         ("one\n{{ a } }\n", 2, "{{ a } }"),
-        ("{% if a %}\nb", 2, "b"),
+        ("x\n{% if a %}\nb", 2, "{% if a %}"),
         ("a\nb\n{{ a | nosuch }}", 3, "nosuch"),
         ("a\n{% if a %}{{ a | nosuch }}{% endif %}", 2, "no filter 'nosuch'"),
         ("{{ a is nosuch }}", 1, "nosuch"),

@@ -1,0 +1,187 @@
+"""One connection fed by hand: an answer is the same however its bytes are split, and deadlines by the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchllm.transport.exchange import Ask, Bounds, Failed, Phases, RawAnswer
+from batchllm.transport.protocol import Connection
+from batchllm.transport.sweeper import Sweeper
+
+
+class Wire(asyncio.Transport):
+    """Takes what is written, and ends the connection when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.unsent = 0
+        self.aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self.written += bytes(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@dataclass
+class Home:
+    """The owner of a connection; remembers what it was told."""
+
+    peer: str = "host:1"
+    bounds: Bounds = field(default_factory=Bounds)
+    sweeper: Sweeper = field(default_factory=Sweeper)
+    kept: list[Connection] = field(default_factory=list)
+
+    def opened(self, connection: Connection) -> None: ...
+    def keep(self, connection: Connection) -> None:
+        self.kept.append(connection)
+
+    def lost(self, connection: Connection) -> None: ...
+
+
+def connected() -> tuple[Home, Wire, Connection]:
+    home, wire = Home(), Wire()
+    connection = Connection(home)
+    connection.connection_made(wire)
+    return home, wire, connection
+
+
+def settle(pieces: list[bytes], *, closed: bool = False, bodiless: bool = False) -> tuple[Any, bool]:
+    """What one exchange brings when the answer comes in these pieces; and whether the connection is kept."""
+
+    async def main() -> tuple[Any, bool]:
+        home, wire, connection = connected()
+        future = connection.send(Ask(b"POST", 0, 60, bodiless=bodiless), monotonic(), False)
+        for piece in pieces:
+            if not wire.aborted and not home.kept:
+                connection.data_received(piece)
+        if closed:
+            connection.eof_received()
+        home.sweeper.stop()
+        return (future.result() if future.done() else None), bool(home.kept)
+
+    return asyncio.run(main())
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nX-Request-Id: abc\r\nX-Long: " + b"y" * 300 + b"\r\n"
+ANSWERS = [
+    HEAD + b"Content-Length: 11\r\n\r\nhello world",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6;a=b\r\n world\r\n0\r\nX-T: 1\r\n\r\n",
+    HEAD + b"\r\nhello world",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 P\r\nX-A: 1\r\n\r\n"
+    + HEAD
+    + b"Content-Length: 11\r\n\r\nhello world",
+    HEAD + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b"hello world", mtime=0),
+    b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 11\r\n\r\nhello world",
+    b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+    b"HTTP/1.1 204 No Content\r\nX-A: 1\r\n\r\n",
+]
+
+
+def split(data: bytes, cuts: set[int]) -> list[bytes]:
+    places = [0, *sorted(cut for cut in cuts if 0 < cut < len(data)), len(data)]
+    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+
+
+@given(answer=st.sampled_from(ANSWERS), cuts=st.sets(st.integers(1, 500), max_size=20))
+@settings(max_examples=150, deadline=None)
+def test_an_answer_is_the_same_wherever_its_bytes_are_split(answer: bytes, cuts: set[int]) -> None:
+    whole = settle([answer], closed=True)
+    assert isinstance(whole[0], RawAnswer)
+    assert settle(split(answer, cuts), closed=True) == whole
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=range(len(ANSWERS)))
+def test_an_answer_is_the_same_byte_by_byte(answer: bytes) -> None:
+    assert settle(split(answer, set(range(len(answer)))), closed=True) == settle([answer], closed=True)
+
+
+@given(
+    answer=st.sampled_from([one for one in ANSWERS if b"Length" in one or b"chunked" in one]), data=st.data()
+)
+@settings(max_examples=100, deadline=None)
+def test_an_answer_cut_anywhere_is_a_failure(answer: bytes, data: st.DataObject) -> None:
+    end = data.draw(st.integers(0, len(answer) - 1))
+    outcome, kept = settle([answer[:end]], closed=True)
+    assert isinstance(outcome, Failed)
+    assert outcome.kind == "protocol"
+    assert not kept
+
+
+@given(junk=st.binary(min_size=1, max_size=400), cuts=st.sets(st.integers(1, 400), max_size=5))
+@settings(max_examples=150, deadline=None)
+def test_whatever_bytes_come_there_is_an_answer_or_a_failure(junk: bytes, cuts: set[int]) -> None:
+    outcome, _ = settle(split(junk, cuts), closed=True)
+    assert isinstance(outcome, RawAnswer | Failed)
+
+
+@given(where=st.integers(0, 60), junk=st.binary(min_size=1, max_size=9))
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_answer_is_an_answer_or_a_failure(where: int, junk: bytes) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\n\r\nhello"
+    outcome, _ = settle([answer[:where] + junk + answer[where + len(junk) :]], closed=True)
+    assert isinstance(outcome, RawAnswer | Failed)
+
+
+def test_an_answer_to_head_has_no_body_whatever_its_length_says() -> None:
+    outcome, kept = settle([HEAD + b"Content-Length: 11\r\n\r\n"], bodiless=True)
+    assert outcome.content == b""
+    assert not kept
+
+
+def test_only_a_connection_that_is_as_good_as_new_is_kept() -> None:
+    kept = [settle([answer])[1] for answer in ANSWERS]
+    assert kept == [True, True, False, True, False, True, False, True]
+
+
+def test_the_read_timeout_of_httpx_starts_anew_with_every_byte() -> None:
+    async def main() -> None:
+        home, _, connection = connected()
+        phases = Phases(write=5, read=10)
+        future = connection.send(Ask(b"POST", 0, phases=phases), monotonic(), False)
+        start = monotonic()
+        assert connection.deadline <= start + 5
+        connection.expire(start + 6)  # sent long ago: the write timeout has nothing to say
+        assert not future.done()
+        assert connection.deadline > start + 9
+        connection.data_received(HEAD)
+        assert connection.deadline > start + 9.9
+        connection.expire(connection.deadline + 0.1)
+        failed = future.result()
+        assert isinstance(failed, Failed)
+        assert failed.kind == "read_timeout"
+        home.sweeper.stop()
+
+    asyncio.run(main())
+
+
+def test_the_write_timeout_of_httpx_counts_while_bytes_wait_to_go() -> None:
+    async def main() -> None:
+        home, wire, connection = connected()
+        future = connection.send(Ask(b"POST" * 9, 30, phases=Phases(write=20, read=10)), monotonic(), False)
+        wire.unsent = 36
+        connection.expire(monotonic() + 11)
+        assert not future.done()
+        connection.expire(monotonic() + 21)
+        failed = future.result()
+        assert isinstance(failed, Failed)
+        assert (failed.kind, failed.ambiguous) == ("write_timeout", False)
+        home.sweeper.stop()
+
+    asyncio.run(main())

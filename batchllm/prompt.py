@@ -152,13 +152,19 @@ class _Template:
             tree = environment.parse(source)
             self._compiled = environment.from_string(source)
         except TemplateSyntaxError as error:
-            raise self._rejected(error.message or "syntax error", error.lineno) from error
+            message = error.message or "syntax error"
+            raise self._rejected(message[0].lower() + message[1:], error.lineno) from error
         except (SyntaxError, ValueError, OverflowError, RecursionError) as error:
             raise self._rejected(f"can't be compiled ({error})", 1) from error
         self._reject_what_never_renders(environment, tree)
-        self.fields = frozenset(_unguarded(tree) & meta.find_undeclared_variables(tree)) - {"record"}
+        # A global that isn't called, as in {{ range }}, means a field of that name.
+        called = [call.node for call in tree.find_all(nodes.Call)]
+        used = [name for name in tree.find_all(nodes.Name) if not any(name is node for node in called)]
+        fields = environment.globals.keys() & {name.name for name in used}
         # Jinja's own way, a copy of its ChainMap of globals, would cost more than all the rest.
-        self._globals = dict(environment.globals)
+        self._globals = {k: v for k, v in environment.globals.items() if k not in fields}
+        free = meta.find_undeclared_variables(tree) | fields
+        self.fields = frozenset(_unguarded(tree) & free) - {"record"}
         self._root = self._compiled.root_render_func
         self._plain = _plain_layout(tree, environment)
 

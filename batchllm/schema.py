@@ -198,8 +198,6 @@ def _types(schema: dict[str, Any]) -> list[str]:
     return types if isinstance(types, list) else [types]
 
 
-# --- the JSON in an answer ---
-
 # Bounds on the work for hostile text, far beyond what a real answer needs.
 _MAX_ACCEPTS = 50
 _MAX_UNCLOSED = 4

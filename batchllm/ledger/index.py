@@ -16,7 +16,7 @@ OUTPUT, DEAD, FAILED, NOTE = 1, 2, 3, 4
 SINK_OF = {OUTPUT: "output", FAILED: "output", DEAD: "dead", NOTE: "notes"}
 """The sink that holds the lines of a kind."""
 
-_FIELDS = struct.Struct("<QBxHIdfIId")
+_FIELDS = struct.Struct("<QBxHIddIIId")
 _CRC = struct.Struct("<I")
 SIZE = _FIELDS.size + _CRC.size
 """Bytes of an entry."""
@@ -37,6 +37,7 @@ class Entry:
     latency: float = 0.0
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
     cost: float = float("nan")
     crc: int = 0
 
@@ -52,6 +53,7 @@ def pack(entry: Entry, line: bytes, generation: int) -> bytes:
         entry.latency,
         min(entry.input_tokens, 0xFFFFFFFF),
         min(entry.output_tokens, 0xFFFFFFFF),
+        min(entry.cached_tokens, 0xFFFFFFFF),
         entry.cost,
     )
     return fields + _CRC.pack(crc32(line, crc32(fields, generation)))

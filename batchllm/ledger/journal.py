@@ -51,6 +51,16 @@ class State:
     tail: list[tuple[Entry, bytes]] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Walked:
+    """What a walk found: where each sink's whole lines end, and the entries that agree with them."""
+
+    ends: dict[str, int]
+    valid: list[tuple[Entry, bytes]] = field(default_factory=list)
+    packed: list[bytes] = field(default_factory=list)
+    torn: set[str] = field(default_factory=set)
+
+
 class Journal:
     """Index, snapshot and sinks of one run; `sinks` by name: output, dead, notes."""
 
@@ -72,7 +82,8 @@ class Journal:
         lengths = {name: document.get("sinks", {}).get(name, 0) for name in self.sinks}
         self._check_lengths(base, lengths)
         self._apply_tail(base, base64.b64decode(document.get("tail", "")))
-        valid = self._walk(base, dict(lengths))
+        walked = self._walk(base, lengths)
+        valid = walked.valid
         state = State(
             generation=self.generation,
             settled=Settled(document.get("watermark", 0), document.get("above", "")),
@@ -83,17 +94,19 @@ class Journal:
             unfinished_line=document.get("unfinished_line"),
             tail=valid,
         )
-        if self._cut(valid, base, lengths):
+        if self._keep_torn(walked, base):
             document |= {
                 "index_length": base,
                 "sinks": lengths,
                 "generation": self.generation,
                 "finished": False,
             }
-            packed = b"".join(self._packed_tail)
+            packed = b"".join(walked.packed)
             self.folder.write("snapshot", document | {"tail": base64.b64encode(packed).decode()})
-            self._apply_tail(base, packed)
-            self._truncate(valid, lengths)
+            self.index.truncate(base)
+            self.index.append([packed])
+            for name, sink in self.sinks.items():
+                sink.truncate(walked.ends[name])
         for entry, _ in valid:
             if entry.kind in (OUTPUT, DEAD):
                 state.settled.add(entry.unit)
@@ -136,53 +149,42 @@ class Journal:
             self.index.truncate(base)
             self.index.append([tail])
 
-    def _walk(self, base: int, at: dict[str, int]) -> list[tuple[Entry, bytes]]:
-        """The entries behind the snapshot whose lines are there, each sink by itself; `at` moves along."""
+    def _walk(self, base: int, lengths: dict[str, int]) -> _Walked:
+        """Read what came behind the snapshot, each sink by itself, as far as its lines are whole."""
         block = self.index.read(base, self.index.length - base)
-        valid: list[tuple[Entry, bytes]] = []
-        self._packed_tail: list[bytes] = []
-        self._ends = at
-        torn: set[str] = set()
+        walked = _Walked(dict(lengths))
         for number, entry in enumerate(unpack(block)):
             name = SINK_OF.get(entry.kind)
             if name is None or entry.length == 0:
                 break
-            if name in torn:
+            if name in walked.torn:
                 continue
-            sink, start = self.sinks[name], at[name]
+            sink, start = self.sinks[name], walked.ends[name]
             line = sink.read(start, entry.length)
             if len(line) < entry.length:
-                torn.add(name)
+                walked.torn.add(name)
                 continue
             packed = block[number * SIZE : (number + 1) * SIZE]
             if not agrees(packed, line, self.generation):
                 raise _changed(sink.path, f"the line at byte {start} is not the one that the run wrote")
-            at[name] = start + entry.length
-            valid.append((entry, line))
-            self._packed_tail.append(packed)
-        self._torn = torn
-        return valid
+            walked.ends[name] = start + entry.length
+            walked.valid.append((entry, line))
+            walked.packed.append(packed)
+        return walked
 
-    def _cut(self, valid: list[tuple[Entry, bytes]], base: int, lengths: dict[str, int]) -> bool:
-        """Whether anything must go; keeps the bytes that will, and refuses what no crash explains."""
-        extra = {name: sink.length - self._ends[name] for name, sink in self.sinks.items()}
+    def _keep_torn(self, walked: _Walked, base: int) -> bool:
+        """Whether anything must be cut; keeps those bytes, and refuses what no crash explains."""
+        extra = {name: sink.length - walked.ends[name] for name, sink in self.sinks.items()}
         for name, count in extra.items():
-            if count and name not in self._torn:
+            if count and name not in walked.torn:
                 raise _changed(self.sinks[name].path, f"it has {count} bytes behind the last line of the run")
-        if self.index.length == base + len(valid) * SIZE:
+        if self.index.length == base + len(walked.valid) * SIZE:
             return False
-        kept = self.folder.path / f"cut-{self.generation}"
-        with kept.open("ab") as file:
+        with (self.folder.path / f"cut-{self.generation}").open("ab") as kept:
             for name, count in extra.items():
                 if count:
-                    file.write(self.sinks[name].read(self._ends[name], count) + b"\n")
+                    kept.write(self.sinks[name].read(walked.ends[name], count) + b"\n")
         return True
-
-    def _truncate(self, valid: list[tuple[Entry, bytes]], lengths: dict[str, int]) -> None:
-        for name, sink in self.sinks.items():
-            if sink.length > self._ends[name]:
-                sink.truncate(self._ends[name])
-        self.index.sync()
 
 
 def _changed(path: str, what: str) -> ConfigError:
@@ -203,7 +205,7 @@ def restore(state: State) -> Summary:
 
 def _outcome(entry: Entry, line: bytes) -> Outcome:
     """As much of the outcome as entry and letter tell: what a Summary counts."""
-    usage = Usage(entry.input_tokens, entry.output_tokens)
+    usage = Usage(entry.input_tokens, entry.output_tokens, entry.cached_tokens)
     calls = [Attempt(entry.at, entry.latency)] * (entry.calls - 1)
     trail = Trail(attempts=[*calls, Attempt(entry.at, entry.latency, usage)] if entry.calls else [])
     record = Record(entry.unit, entry.unit, None, b"")

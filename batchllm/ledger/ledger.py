@@ -201,6 +201,7 @@ def _entry(unit: int, kind: int, outcome: Outcome | None) -> Entry:
         latency=attempts[-1].seconds if attempts else 0.0,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
+        cached_tokens=usage.cached_tokens,
     )
 
 

@@ -38,7 +38,11 @@ def in_order(journal: Journal) -> bool:
 
 def order(journal: Journal) -> None:
     """Put sinks and index in order of unit. All units that were read must be settled."""
-    targets = _targets(journal)
+    targets = {
+        name: path
+        for name, path in _targets(journal).items()
+        if name == "index" or journal.sinks[name].length
+    }
     writers = {name: _Copy(path) for name, path in targets.items()}
     offsets = dict.fromkeys(journal.sinks, 0)
     heap: list[tuple[int, int, int, int, bytes]] = []
@@ -108,6 +112,8 @@ class _Copy:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=_BUFFER)
+        original = Path(str(path).removesuffix(_SUFFIX))
+        path.chmod(original.stat().st_mode & 0o7777)
 
     def write(self, data: bytes) -> None:
         self._file.write(data)

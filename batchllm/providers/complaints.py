@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 LONGEST = 300
+_READ = 4096  # so much of a body is searched for words: patterns must not run over megabytes
 
 _CONTROL = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 _KEYS = (
@@ -44,8 +45,8 @@ _UNITS = _SECONDS | {name[:-1]: seconds for name, seconds in _SECONDS.items() if
 class Complaint:
     """An error body, read.
 
-    `form` is json, html, text or empty. `words` are the provider's own, one line of any length; `codes` its
-    code words, the most telling first, without bare numbers; `text` the body as text, its first 64 KiB.
+    `form` is json, html, text or empty. `words` are the provider's own, one line; `codes` its code
+    words, the most telling first, without bare numbers; `text` the body as text, its first 64 KiB.
     `number` is a status that the body itself names. `document` is the body parsed, or None.
     """
 
@@ -64,8 +65,8 @@ def read(content: bytes, content_type: str = "") -> Complaint:
         return of_document(document, content)
     text = content[:65536].decode("utf-8", "replace")
     if is_html(content, content_type):
-        return Complaint("html", page_words(text), text=text)
-    return Complaint("text" if text.strip() else "empty", plain(text), text=text)
+        return Complaint("html", page_words(text[:_READ]), text=text)
+    return Complaint("text" if text.strip() else "empty", plain(text[:_READ]), text=text)
 
 
 def of_document(document: Any, content: bytes = b"", *, nested: bool = False) -> Complaint:
@@ -75,7 +76,7 @@ def of_document(document: Any, content: bytes = b"", *, nested: bool = False) ->
         document = next((item for item in document if isinstance(item, dict)), {})
     error = _inner(document)
     said = _words(error) or _words(document)
-    words = said or plain(content[:4096].decode("utf-8", "replace"))
+    words = said or plain(content[:_READ].decode("utf-8", "replace"))
     codes = list(dict.fromkeys(_codes(error)))
     number = _number(error) or _number(document)
     if not nested and said.startswith("{"):  # Gemini and gateways: a whole error body as another's message
@@ -87,7 +88,7 @@ def of_document(document: Any, content: bytes = b"", *, nested: bool = False) ->
     if isinstance(param, str) and param and param not in words:
         words = f"{words} (param: {param})"
     text = content[:65536].decode("utf-8", "replace")
-    return Complaint("json", words, tuple(codes), text, number, whole)
+    return Complaint("json", words[:_READ], tuple(codes), text, number, whole)
 
 
 def _parsed(content: bytes) -> Any:

@@ -92,15 +92,32 @@ class PlainFile:
         os.close(self._fd)
 
 
+class _Unmoved:
+    """A descriptor read in order without moving where it stands, which others may share."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._base = os.lseek(fd, 0, os.SEEK_CUR)
+        self.taken = 0
+
+    def read(self, size: int) -> bytes:
+        piece = os.pread(self._fd, size, self._base + self.taken)
+        self.taken += len(piece)
+        return piece
+
+    def seek(self, offset: int) -> None:
+        self.taken = offset
+
+
 class GzipFile:
     """A regular file of gzip data, always read from its start; what it holds before a defect is handed on."""
 
     seekable = False
 
     def __init__(self, fd: int, block_bytes: int) -> None:
-        self._file = os.fdopen(fd, "rb")
-        self._base = self._file.tell()
-        self._content = gzip.GzipFile(fileobj=self._file, mode="rb")
+        self._fd = fd
+        self._stored = _Unmoved(fd)
+        self._content = gzip.GzipFile(fileobj=self._stored, mode="rb")
         self._block_bytes = block_bytes
         self._limiter = anyio.CapacityLimiter(1)
         self._out = 0
@@ -127,7 +144,7 @@ class GzipFile:
             raise self._broken
         block = b"".join(pieces)
         self._out += len(block)
-        self._packed = self._file.tell() - self._base
+        self._packed = self._stored.taken
         return block
 
     async def read(self) -> bytes:
@@ -138,7 +155,7 @@ class GzipFile:
 
     def close(self) -> None:
         self._content.close()
-        self._file.close()
+        os.close(self._fd)
 
 
 class Pipe:

@@ -19,9 +19,9 @@ SAMPLE_BYTES = 2**16
 def fingerprint(path: str, upto: int) -> dict[str, Any]:
     """Facts about the file by which `differs` knows it again; plain data for the snapshot.
 
-    `upto` is the offset in bytes of the place to resume at, or -1 for the file's end. `size` is in bytes as stored; `head` and `tail`
-    are `{"start", "bytes", "blake2b"}` of the first 64 KiB and of the up to 64 KiB before `upto`, the
-    latter for plain files only. Pipes and stdin have none of them. Raises OSError.
+    `upto` is the offset in bytes of the place to resume at, or -1 for the file's end. `size` is in bytes as
+    stored; `head` and `tail` are `{"start", "bytes", "blake2b"}` of the first 64 KiB and of the up to
+    64 KiB before `upto`, the latter for plain files only. Pipes and stdin have none. Raises OSError.
     """
     size = None if path == STDIN else stored_bytes(path)
     if size is None:

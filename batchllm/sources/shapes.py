@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import re
 from typing import Any
 
 import orjson
@@ -26,7 +25,9 @@ LETTER_INSIDES = frozenset({"record", "raw_line", "raw_line_base64"})
 LETTER_MAY = frozenset({"raw", "usage", "cost_usd", "variant", "stages", "fallback", "at"})
 
 # 64-bit integers and shorter come out of orjson as they are, longer ones as floats.
-_LONG_NUMBER = re.compile(rb"\d{16}")
+# Finding them so is several times faster than with a regular expression.
+_DIGITS_TO_0 = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_NUMBER = b"0" * 16
 
 
 class BadLine(Exception):
@@ -44,7 +45,7 @@ def parse(line: bytes) -> dict[str, Any]:
     """The JSON object on a line, integers of any length exact. Raises BadLine."""
     try:
         value = orjson.loads(line)
-        if _LONG_NUMBER.search(line):
+        if _LONG_NUMBER in line.translate(_DIGITS_TO_0):
             value = json.loads(line)
     except orjson.JSONDecodeError as error:
         try:

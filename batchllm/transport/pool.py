@@ -82,12 +82,6 @@ class Pool:
 
     # -- the connections' side
 
-    def opened(self, connection: Connection) -> None:
-        """A socket is open; closed again at once where the pool is."""
-        self._open.add(connection)
-        if self._closed:
-            connection.abort()
-
     def keep(self, connection: Connection) -> None:
         """The exchange is over and the connection as good as new."""
         now = monotonic()
@@ -112,13 +106,21 @@ class Pool:
         return None
 
     async def _dial(self, ask: Ask) -> Connection:
-        if self._closed:
-            raise Failed("connect", f"no connection to {self.peer}: the transport is closed")
+        self._check_open()
         seconds = ask.timeout if ask.phases is None else ask.phases.connect
         connection = await self._dialer.dial(self, seconds)
         if not connection.alive:
             raise Failed("connect", f"{self.peer} closed the connection at once")
+        if self._closed:
+            connection.abort()
+            self._check_open()
+        # Not in connection_made: uvloop ends a cancelled dial's socket without calling connection_lost.
+        self._open.add(connection)
         return connection
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Failed("connect", f"no connection to {self.peer}: the transport is closed")
 
     async def _place(self, ask: Ask) -> None:
         place = asyncio.get_running_loop().create_future()

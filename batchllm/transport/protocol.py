@@ -28,7 +28,6 @@ class Owner(Protocol):
     bounds: Bounds
     sweeper: Sweeper
 
-    def opened(self, connection: Connection) -> None: ...
     def keep(self, connection: Connection) -> None: ...
     def lost(self, connection: Connection) -> None: ...
 
@@ -150,7 +149,6 @@ class Connection(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if hasattr(socket, "TCP_KEEPIDLE"):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
-        self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and settle the exchange once the answer is whole or wrong."""

@@ -1,10 +1,11 @@
-"""One connection fed by hand: an answer is the same however its bytes are split, and deadlines by the clock."""
+"""One connection fed by hand: an answer is the same however it is split, and deadlines by a clock of ours."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
 from dataclasses import dataclass, field
+from itertools import pairwise
 from time import monotonic
 from typing import Any
 
@@ -48,7 +49,6 @@ class Home:
     sweeper: Sweeper = field(default_factory=Sweeper)
     kept: list[Connection] = field(default_factory=list)
 
-    def opened(self, connection: Connection) -> None: ...
     def keep(self, connection: Connection) -> None:
         self.kept.append(connection)
 
@@ -96,7 +96,7 @@ ANSWERS = [
 
 def split(data: bytes, cuts: set[int]) -> list[bytes]:
     places = [0, *sorted(cut for cut in cuts if 0 < cut < len(data)), len(data)]
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(places)]
 
 
 @given(answer=st.sampled_from(ANSWERS), cuts=st.sets(st.integers(1, 500), max_size=20))

@@ -328,13 +328,13 @@ def test_a_null_error_beside_an_answer_is_no_error() -> None:
 
 
 def test_a_403_is_the_accounts_until_the_route_has_answered_and_then_the_records() -> None:
-    forbidden = (403, {}, b'{"error":{"message":"no"}}')
+    forbidden: Any = (403, {}, b'{"error":{"message":"no"}}')
     _, got = exchange(ask(), forbidden, completion(), forbidden)
     assert [type(one) for one in got] == [AuthFailed, Reply, Refused]
 
 
 def test_a_wrong_model_in_a_raw_body_is_that_records_once_the_route_has_answered() -> None:
-    gone = (404, {}, b'{"error":{"message":"no such model","code":"model_not_found"}}')
+    gone: Any = (404, {}, b'{"error":{"message":"no such model","code":"model_not_found"}}')
     _, got = exchange(ask(raw=True, model="x"), gone, completion(), gone)
     assert [type(one) for one in got] == [RouteGone, Reply, Refused]
     _, got = exchange(ask(), completion(), gone)

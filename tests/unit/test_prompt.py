@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchllm.errors import BadInput, ConfigError
@@ -61,6 +61,8 @@ def test_a_field_named_record_wins_over_the_whole_object() -> None:
 def test_a_field_wins_over_a_dict_method_and_a_jinja_global_of_the_same_name() -> None:
     assert render("{{ order.items }} {{ order.keys }}", {"order": {"items": 3, "keys": 4}}) == "3 4"
     assert render("{{ range }}", {"range": "short"}) == "short"
+    assert refuse("{{ range }}", {"a": 1}).cause == "missing_field"
+    assert Prompt("{{ range }} {{ dict(a=b) }}").fields == {"range", "b"}
     assert (
         render("{% for k, v in order.items() %}{{ k }}={{ v }} {% endfor %}", {"order": {"a": 1}}) == "a=1 "
     )
@@ -180,6 +182,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(
     st.lists(st.sampled_from(NAMES) | st.text(st.characters(exclude_characters="{}#"), min_size=1)),
     st.fixed_dictionaries(dict.fromkeys(NAMES, VALUES)),

@@ -211,7 +211,7 @@ def test_the_json_in_an_answer_is_found(text: str, value: Any) -> None:
         '<think>maybe {"a": 0}',
         "[" * 100_000,
         '{"a":' * 100_000,
-        "[" * 1010 + "1234567890123456" + "]" * 1010,
+        "[" * 1010 + "123456789012345678901234567890" + "]" * 1010,
     ],
 )
 def test_no_answer_is_made_up_from_pieces(text: str) -> None:

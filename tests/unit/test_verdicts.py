@@ -248,3 +248,10 @@ def test_a_429_without_a_word_about_waiting_has_no_wait() -> None:
     error = verdict(429, {}, b'{"error":{"message":"Rate limited"}}', now=NOW)
     assert isinstance(error, RateLimited)
     assert error.retry_after is None
+
+
+def test_a_huge_error_body_is_judged_by_its_beginning_and_shown_short() -> None:
+    for unit in (b"model ", b"<script ", b"<title>", b"try again in 1m", b'{"a":'):
+        error = verdict(404, {"content-type": "text/html"}, b"<p>" + unit * 500_000, now=NOW)
+        assert error is not None
+        assert len(error.message) <= 300

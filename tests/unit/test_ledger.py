@@ -1,0 +1,203 @@
+"""The ledger: what is committed is there on restart, and what a crash tore is not taken for a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from batchllm.errors import ConfigError, InUse
+from batchllm.ledger import RunFolder, Settled, move_aside, restore
+from batchllm.ledger.index import SIZE
+from batchllm.ledger.settled import WINDOW
+from batchllm.lines import Shape
+from batchllm.model import Note
+from tests.ledgers import Files
+from tests.outcomes import dead, done, outcome
+
+
+def test_what_was_committed_is_settled_on_restart(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(0), dead(1)], [done(3)]])
+    state = files.state()
+    assert [unit in state.settled for unit in range(5)] == [True, True, False, True, False]
+    assert state.settled.watermark == 2
+    assert sorted(files.seqs()) == [0, 1, 3]
+
+
+def test_a_kill_before_the_last_snapshot_loses_nothing_that_was_written(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(0), dead(1), done(2)]], finish=False)
+    state = files.state()
+    assert state.settled.watermark == 3
+    summary = restore(state)
+    assert (summary.succeeded, summary.failed, summary.by_kind()) == (2, 1, {"refused": 1})
+    assert summary.usage.input_tokens == 6
+
+
+def test_the_summary_is_the_same_whether_snapshot_or_index_tells_it(tmp_path: Path) -> None:
+    groups = [[outcome(i, i % 3 == 0) for i in range(k, k + 10)] for k in range(0, 50, 10)]
+    told = []
+    for name, finish in (("a", True), ("b", False)):
+        (tmp_path / name).mkdir()
+        files = Files(tmp_path / name)
+        files.session(list(groups), finish=finish)
+        told.append(restore(files.state()).to_dict())
+    assert told[0] == told[1]
+
+
+def test_a_torn_output_line_is_cut_kept_aside_and_written_again(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(0), done(1), dead(2)]], finish=False)
+    whole = files.output.read_bytes()
+    files.output.write_bytes(whole[:-5])
+    state = files.state()
+    assert [unit in state.settled for unit in range(3)] == [True, False, True]
+    assert whole.split(b"\n")[1][:-4] in (files.run / "cut-0").read_bytes()
+    files.session([[done(1)]])
+    assert sorted(files.seqs()) == [0, 1, 2]
+    assert files.output.read_bytes() == whole
+
+
+def test_entries_without_their_lines_settle_nothing(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(0), done(1)]], finish=False)
+    files.output.write_bytes(b"")
+    assert files.state().settled.watermark == 0
+    assert (files.run / "index").stat().st_size == 0
+
+
+def test_a_torn_index_entry_is_dropped(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(0)]], finish=False)
+    with (files.run / "index").open("ab") as index:
+        index.write(b"\x01" * (SIZE - 1))
+    assert files.state().settled.watermark == 1
+    assert (files.run / "index").stat().st_size == SIZE
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_an_output_edited_by_hand_is_refused_and_left_alone(tmp_path: Path, finish: bool) -> None:
+    files = Files(tmp_path)
+    files.session([[done(0), done(1)]], finish=finish)
+    whole = files.output.read_bytes()
+    edits = (
+        [whole + b'{"mine":1}\n', whole[:10]] if finish else [whole + b"x\n", whole.replace(b"fine", b"good")]
+    )
+    for edited in edits:
+        files.output.write_bytes(edited)
+        with pytest.raises(ConfigError, match="was changed"):
+            files.open()
+        assert files.output.read_bytes() == edited
+
+
+def test_the_finished_output_is_in_input_order(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    order = [5, 3, 0, 9, 1, 2, 8, 4, 7, 6]
+    files.session([[outcome(i, i % 4 == 0) for i in order]], complete=True, ordered=True)
+    assert files.seqs() == [1, 2, 3, 5, 6, 7, 9, 0, 4, 8]
+    state = files.state()
+    assert state.finished
+    assert state.settled.watermark == 10
+
+
+def test_an_ordered_output_can_be_gone_on_with(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[outcome(i, i == 1) for i in (2, 0, 1)]], complete=True, ordered=True)
+    files.session([[outcome(i, i == 4) for i in (5, 3, 4)]], complete=True, ordered=True)
+    assert files.seqs() == [0, 2, 3, 5, 1, 4]
+    assert files.state().settled.watermark == 6
+
+
+def test_ordering_makes_no_dead_letter_file_where_nothing_failed(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(1), done(0)]], complete=True, ordered=True)
+    assert files.seqs() == [0, 1]
+    assert not files.dead.exists()
+
+
+def test_a_swap_that_was_cut_short_is_finished_on_opening(tmp_path: Path) -> None:
+    """Whichever of the renames had been done, index and sinks end up together."""
+    order = [4, 2, 0, 3, 1]
+    for renamed in range(4):
+        (tmp_path / str(renamed)).mkdir()
+        files = Files(tmp_path / str(renamed))
+        files.session([[outcome(i, i % 2 == 1) for i in order]])
+        (tmp_path / f"sorted{renamed}").mkdir()
+        other = Files(tmp_path / f"sorted{renamed}")
+        other.session([[outcome(i, i % 2 == 1) for i in order]], ordered=True)
+        copies = [
+            (other.run / "index", files.run / "index"),
+            (other.output, files.output),
+            (other.dead, files.dead),
+        ]
+        for number, (ordered, target) in enumerate(copies):
+            place = target if number < renamed else target.with_name(target.name + ".ordered")
+            place.write_bytes(ordered.read_bytes())
+        (files.run / "swap").write_bytes(orjson.dumps({"version": 1, "names": []}))
+        assert files.state().settled.watermark == 5
+        assert files.seqs() == [0, 2, 4, 1, 3]
+        assert not list(files.run.parent.rglob("*.ordered"))
+
+
+def test_a_half_written_copy_is_removed_on_opening(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(1), done(0)]])
+    half = files.output.with_name("out.jsonl.ordered")
+    half.write_bytes(b'{"half"')
+    assert files.state().settled.watermark == 2
+    assert not half.exists()
+
+
+def test_a_failed_line_stands_in_the_output_beside_its_dead_letter(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(1), dead(0)]], complete=True, ordered=True, shape=Shape(merge_failed=True))
+    assert files.seqs() == [0, 1, 0]
+    assert orjson.loads(files.output.read_bytes().split(b"\n")[0])["error_kind"] == "refused"
+
+
+def test_notes_are_kept_and_settle_nothing(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[Note("spent", {"tokens": 3}), done(0)]], finish=False)
+    assert files.state().settled.watermark == 1
+    assert orjson.loads((files.run / "notes").read_bytes()) == {"kind": "spent", "tokens": 3}
+
+
+def test_the_lock_is_held_by_one_and_freed_by_its_end(tmp_path: Path) -> None:
+    first = RunFolder(str(tmp_path / "o.jsonl"))
+    first.acquire()
+    with pytest.raises(InUse, match="another run holds"):
+        RunFolder(str(tmp_path / "o.jsonl")).acquire()
+    first.release()
+    second = RunFolder(str(tmp_path / "o.jsonl"))
+    second.acquire()
+    second.release()
+
+
+def test_a_run_folder_of_another_version_is_refused(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(0)]])
+    (files.run / "snapshot").write_bytes(b'{"version":99}')
+    with pytest.raises(ConfigError, match="version 99"):
+        files.open()
+
+
+def test_moving_aside_keeps_what_was_moved_before(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    for content in ("first", "second"):
+        target.write_text(content)
+        move_aside([target, tmp_path / "absent"])
+    assert (tmp_path / "out.jsonl.old1").read_text() == "first"
+    assert (tmp_path / "out.jsonl.old2").read_text() == "second"
+
+
+def test_settled_survives_a_snapshot_and_refuses_what_is_beyond_its_window() -> None:
+    settled = Settled()
+    for unit in (0, 1, 5, 7, WINDOW + 1):
+        settled.add(unit)
+    assert settled.watermark == 2
+    again = Settled(settled.watermark, settled.above())
+    assert [unit in again for unit in (1, 2, 5, 6, 7, WINDOW + 1)] == [True, False, True, False, True, True]
+    with pytest.raises(ValueError, match="beyond the window"):
+        settled.add(WINDOW + 2)

@@ -26,7 +26,7 @@ FIRST, LATER = 20, 200
 """So many failures in a row with one and the same provider error stop the run: from its start, and later."""
 
 _OUTBOX = 1024
-_NUMBER = re.compile(r"\d+")
+_VARYING = re.compile(r"\S*\d\S*")
 
 
 class Engine:
@@ -245,7 +245,7 @@ class FailureWatch:
 
 
 def _signature(outcome: Outcome) -> tuple[object, ...] | None:
-    """What makes two provider errors the same, numbers aside; None for anything else."""
+    """What makes two provider errors the same, numbers and ids aside; None for anything else."""
     if not isinstance(outcome, Dead):
         return None
     error = outcome.error
@@ -253,7 +253,7 @@ def _signature(outcome: Outcome) -> tuple[object, ...] | None:
         error.kind == "refused" and not error.status
     ):
         return None
-    return error.kind, error.cause, error.status, _NUMBER.sub("#", error.message)
+    return error.kind, error.cause, error.status, _VARYING.sub("#", error.message)
 
 
 def workers_for(window: float) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from inspect import cleandoc
 
 import typer
 
@@ -15,6 +16,13 @@ from batchllm.cli.run import run
 from batchllm.cli.simulate import simulate
 from batchllm.errors import BatchError, ConfigError, InUse
 
+
+def _prose(text: str | None) -> str:
+    """A docstring's paragraphs, each on one line, so that the terminal's width decides where they break."""
+    paragraphs = cleandoc(text or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 app = typer.Typer(
     name="batchllm",
     help="A file of records and an LLM endpoint in; every record answered or accounted for out.",
@@ -23,9 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run)
-app.command()(init)
-app.command()(simulate)
+for command in (run, init, simulate):
+    app.command(help=_prose(command.__doc__))(command)
 app.add_typer(models_app, name="models")
 
 
@@ -49,7 +56,7 @@ def _options(
 def main() -> None:
     """Run the command line and exit with the contract's code."""
     try:
-        app()
+        app(prog_name="batchllm")
     except BatchError as error:
         from batchllm.ui import error as say_error
 

@@ -50,10 +50,14 @@ def _has_uvloop() -> bool:
 
 def _parameters() -> Iterator[inspect.Parameter]:
     """The command's parameters, one for each row of the table."""
-    files = typer.Argument(help="JSONL files, .gz too; - is stdin", metavar="[INPUT…]", show_default=False)
+    files = typer.Argument(help="JSONL files, .gz too; - is stdin.", metavar="INPUT", show_default=False)
     yield _parameter("input", Annotated[list[str] | None, files])
     job_file = typer.Option(
-        "-j", "--job", metavar="FILE", help="Job file, TOML [batchllm.toml here]", rich_help_panel="Files"
+        "-j",
+        "--job",
+        metavar="FILE",
+        help="Job file, TOML (default batchllm.toml here)",
+        rich_help_panel="Files",
     )
     yield _parameter("job", Annotated[str | None, job_file])
     for setting in settings().values():
@@ -69,7 +73,7 @@ def _annotation(setting: Setting) -> Any:
     is_flag = setting.metavar is None
     option = typer.Option(
         *setting.flags,
-        metavar=None if is_flag else setting.metavar,
+        metavar=setting.metavar or "",
         help=setting.help,
         rich_help_panel=setting.panel,
         show_default=False,

@@ -48,9 +48,8 @@ def simulate(
 ) -> None:
     """Serve an OpenAI-compatible endpoint on this machine to rehearse a run against.
 
-    It answers every question with its echo, or with an instance of the schema asked for, and can be slow,
-    limit its clients and commit faults. GET /stats counts what was asked, POST /reset starts anew. It ends
-    with Ctrl-C.
+    Each answer is the echo of its question, or an instance of the schema.
+    GET /stats counts what was asked, POST /reset starts anew, Ctrl-C ends it.
     """
     from batchllm.faults import FaultMix
     from batchllm.simulate.server import run

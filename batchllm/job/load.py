@@ -179,7 +179,7 @@ def _named(setting: Setting, found: _Given) -> str:
 
 
 def _hint(setting: Setting) -> str:
-    text = setting.help.split(" [")[0]
+    text = setting.help.split(" (default")[0]
     return f"{setting.name} is: {text[0].lower()}{text[1:]}"
 
 

@@ -65,10 +65,10 @@ class Job:
 
     input: tuple[str, ...] = _files("meaning", (), values.paths, "", None, "JSONL files, .gz too; - is stdin")
     output: str | None = _files(
-        "place", None, values.text, "-o --output", "FILE", "Successes; - is stdout [INPUT.out.jsonl]"
+        "place", None, values.text, "-o --output", "FILE", "Successes; - is stdout (default INPUT.out.jsonl)"
     )
     dead_letter: str | None = _files(
-        "place", None, values.text, "-d --dead-letter", "FILE", "Failures [OUTPUT.dead.jsonl]"
+        "place", None, values.text, "-d --dead-letter", "FILE", "Failures (default OUTPUT.dead.jsonl)"
     )
     input_format: str = _files(
         "meaning",
@@ -76,16 +76,18 @@ class Job:
         values.word("auto", "records", "dead", "openai-batch"),
         "--input-format",
         "FORMAT",
-        "auto, records, dead or openai-batch [by the first record]",
+        "auto, records, dead or openai-batch (default: told by the first record)",
     )
-    id_field: str = _files("meaning", "id", values.text, "--id-field", "NAME", "The field shown as id [id]")
+    id_field: str = _files(
+        "meaning", "id", values.text, "--id-field", "NAME", "The field shown as id (default id)"
+    )
     max_line: int = _files(
         "operation",
         16 << 20,
         values.whole(1024, 1 << 30),
         "--max-line",
         "BYTES",
-        "Longest input line [16 MiB]",
+        "Longest input line (default 16 MiB)",
     )
     emit: str = _files(
         "meaning",
@@ -93,7 +95,7 @@ class Job:
         values.word("result", "merged", "openai-batch"),
         "--emit",
         "SHAPE",
-        "Shape of an output line: result, merged or openai-batch [result]",
+        "Shape of an output line: result, merged or openai-batch (default result)",
     )
     keep: tuple[str, ...] = _row(
         (), "meaning", values.names, "--keep", "FIELD", "Input field carried into the result; repeatable",
@@ -113,11 +115,11 @@ class Job:
         values.word("none", "batch", "record"),
         "--durability",
         "LEVEL",
-        "When files are synced against power loss: none, batch or record [batch]",
+        "When files are synced against power loss: none, batch or record (default batch)",
     )
     ordered: bool | None = _files(
         "operation", None, values.flag, "--ordered/--unordered", None,
-        "Input order in the finished output [files: ordered; stdout: unordered]",
+        "Input order in the finished output (default: files ordered, stdout unordered)",
     )  # fmt: skip
 
     model: str | None = _row(
@@ -134,7 +136,7 @@ class Job:
         values.text,
         "-p --prompt",
         "TEXT|@FILE",
-        "Jinja2 over the record's fields [{{ text }}]",
+        "Jinja2 over the record's fields (default {{ text }})",
     )
     system: str | None = _row(
         None, "meaning", values.text, "-s --system", "TEXT|@FILE", "The system prompt, Jinja2 too"
@@ -152,7 +154,7 @@ class Job:
         many=True,
     )
     base_url: str | None = _row(
-        None, "operation", values.text, "--base-url", "URL", "The server's address [the provider's]"
+        None, "operation", values.text, "--base-url", "URL", "The server's address (default: the provider's)"
     )
     api_key_env: str | None = _row(
         None,
@@ -160,14 +162,20 @@ class Job:
         values.text,
         "--api-key-env",
         "NAME",
-        "The variable that holds the key [the provider's]",
+        "The variable that holds the key (default: the provider's)",
     )
 
-    concurrency: int = _how(20, values.whole(1, 100_000), "-c --concurrency", "N", "Calls in flight [20]")
+    concurrency: int = _how(
+        20, values.whole(1, 100_000), "-c --concurrency", "N", "Calls in flight (default 20)"
+    )
     rpm: float | None = _how(None, values.number(0, above=True), "--rpm", "N", "Requests a minute")
     tpm: float | None = _how(None, values.number(0, above=True), "--tpm", "N", "Tokens a minute")
     timeout: float = _how(
-        120.0, values.duration, "--timeout", "S", "One attempt, from send to last byte, in seconds [120]"
+        120.0,
+        values.duration,
+        "--timeout",
+        "S",
+        "One attempt, from send to last byte, in seconds (default 120)",
     )
     record_timeout: float | None = _how(
         None, values.duration, "--record-timeout", "S", "One record in all, pauses not counted"
@@ -177,13 +185,17 @@ class Job:
         values.whole(0, 1000),
         "--max-retries",
         "N",
-        "Tries again after transient failures of a request [3]",
+        "Tries again after transient failures of a request (default 3)",
     )
     backoff: float = _how(
-        1.0, values.number(0), "--backoff", "S", "First wait before a retry; doubled, full jitter [1]"
+        1.0, values.number(0), "--backoff", "S", "First wait before a retry; doubled, full jitter (default 1)"
     )
     repair: int = _how(
-        1, values.whole(0, 100), "--repair", "N", "Extra asks when an answer is invalid, empty or cut [1]"
+        1,
+        values.whole(0, 100),
+        "--repair",
+        "N",
+        "Extra asks when an answer is invalid, empty or cut (default 1)",
     )
     max_failures: int | float | None = _how(
         None, values.count_or_share, "--max-failures", "N|P%", "Stop (exit 3) beyond so many dead letters"
@@ -193,10 +205,10 @@ class Job:
         values.duration,
         "--max-stall",
         "DURATION",
-        "Stop (exit 3) when nothing has succeeded so long [15m]",
+        "Stop (exit 3) when nothing has succeeded so long (default 15m)",
     )
     grace: float = _how(
-        4.0, values.number(0), "--grace", "S", "How long a first signal waits for calls in flight [4]"
+        4.0, values.number(0), "--grace", "S", "How long a first signal waits for calls in flight (default 4)"
     )
     fresh: bool = _how(
         False, values.flag, "--fresh", None, "Forget the earlier run of this output (moved aside)", once=True
@@ -210,7 +222,7 @@ class Job:
         values.word("auto", "bar", "log", "json", "none"),
         "--progress",
         "KIND",
-        "auto, bar, log, json or none; on stderr [auto]",
+        "auto, bar, log, json or none; on stderr (default auto)",
         panel="What is shown",
     )
     progress_interval: float = _how(
@@ -218,7 +230,7 @@ class Job:
         values.number(0, above=True),
         "--progress-interval",
         "S",
-        "Seconds between lines [5]",
+        "Seconds between lines (default 5)",
         panel="What is shown",
     )
     quiet: bool = _how(False, values.flag, "-q --quiet", None, "Errors only", panel="What is shown")

@@ -216,7 +216,7 @@ class JsonlSource:
         try:
             self._blocks = open_blocks(path, offset, self._block_bytes)
         except OSError as error:
-            raise self._failed(Broken(f"can't be read: {error.strerror}")) from error
+            raise self._failed(Broken(f"can't be read: {(error.strerror or str(error)).lower()}")) from error
         except Broken as broken:
             raise self._failed(broken) from broken
         if offset and not self._blocks.seekable:

@@ -87,10 +87,11 @@ class Transport(httpx.AsyncBaseTransport):
         """End every connection and return once the sockets are closed; who waits for an answer is told."""
         pools = list(self._pools.values())
         self._pools.clear()
+        for pool in pools:
+            pool.close()
         self._sweeper.stop()
         for pool in pools:
-            await pool.aclose()
-        self._sweeper.stop()
+            await pool.closed()
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:

@@ -21,11 +21,6 @@ from batchllm.transport.endpoint import Endpoint
 from batchllm.transport.exchange import Bounds
 from batchllm.transport.stock import StockEndpoint
 
-try:
-    import resource
-except ImportError:  # not a POSIX system: no such limit
-    resource = None  # type: ignore[assignment]
-
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +61,9 @@ def is_proxied(url: httpx.URL) -> bool:
 
 def raise_descriptor_limit(needed: int) -> int:
     """Raise the soft limit of open files to the hard one where `needed` asks for it; the limit in force."""
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # no POSIX system: no such limit
         return needed
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:

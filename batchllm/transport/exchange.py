@@ -38,8 +38,7 @@ class Phases:
     read: float = math.inf
 
 
-@dataclass(slots=True)
-class Ask:
+class Ask(NamedTuple):
     """One request, ready to send; `body` is how many of its last bytes are the body.
 
     `timeout` is in seconds from the dial or the first byte sent to the last byte read; `phases`, where

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from contextlib import suppress
 from time import monotonic
 
 from batchllm.transport.dialer import Dialer
 from batchllm.transport.exchange import Ask, Bounds, Failed, RawAnswer
 from batchllm.transport.protocol import Connection
 from batchllm.transport.sweeper import Sweeper
+
+CLOSING = 1.0  # seconds that closed sockets get to say so
 
 
 class Pool:
@@ -69,16 +72,21 @@ class Pool:
             raise outcome
         return outcome
 
-    async def aclose(self) -> None:
-        """End every connection, whatever goes on there, and return once the sockets are closed."""
+    def close(self) -> None:
+        """End every connection, whatever goes on there; who waits for an answer is told."""
         self._closed = True
         self.sweeper.idlers.remove(self._close_idle)
         self._idle.clear()
+        for connection in tuple(self._open):
+            connection.abort()
+
+    async def closed(self) -> None:
+        """Return once the sockets are closed, which takes the loop a turn or two."""
         if self._open:
             self._all_lost = asyncio.get_running_loop().create_future()
-            for connection in tuple(self._open):
-                connection.abort()
-            await self._all_lost
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSING):
+                    await self._all_lost
 
     # -- the connections' side
 

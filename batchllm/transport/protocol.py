@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import ssl
+from contextlib import suppress
 from time import monotonic
 from typing import Protocol, cast
 
@@ -19,6 +20,7 @@ from batchllm.transport.exchange import Ask, Bounds, Failed, FailureKind, RawAns
 from batchllm.transport.sweeper import Sweeper
 
 PIECE = 64 * 1024  # bytes a write: TLS transports show a backlog only between writes
+NOTHING = Ask(b"", 0)
 
 
 class Owner(Protocol):
@@ -68,6 +70,9 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._future: asyncio.Future[RawAnswer | Failed] | None = None
         self._reused = False
+        self._ask = NOTHING
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._parts: list[bytes] = []
 
     # -- the pool's side
 
@@ -79,8 +84,6 @@ class Connection(asyncio.Protocol):
         self._ask = ask
         self._reused = reused
         self._status = 0
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._parts: list[bytes] = []
         self._size = self._raw = 0
         self._head_done = self._whole = self._keep = self._touched = False
         self._refusal = ""
@@ -146,9 +149,10 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
         sock = transport.get_extra_info("socket")
         if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if hasattr(socket, "TCP_KEEPIDLE"):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+            with suppress(OSError):  # reset already; the loop will say so
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                if hasattr(socket, "TCP_KEEPIDLE"):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and settle the exchange once the answer is whole or wrong."""
@@ -240,14 +244,15 @@ class Connection(asyncio.Protocol):
         future, self._future = self._future, None
         assert future is not None
         self._owner.sweeper.forget(self)
-        parts = self._parts
+        parts, headers = self._parts, self._headers
         content = b"" if self._ask.bodiless else parts[0] if len(parts) == 1 else b"".join(parts)
+        self._ask, self._parts, self._headers = NOTHING, [], []  # an idle connection holds no bodies
         if self._keep and not self._transport.get_write_buffer_size() and self.alive:
             self._owner.keep(self)
         else:  # closing, or answered before the whole request was sent
             self._transport.abort()
         if not future.done():
-            future.set_result(RawAnswer(self._status, self._headers, content))
+            future.set_result(RawAnswer(self._status, headers, content))
 
     def _fail(self, kind: FailureKind, message: str) -> None:
         future, self._future = self._future, None

@@ -26,7 +26,7 @@ from batchllm.lines import Shape
 from batchllm.model import Dead, Position, Record
 from batchllm.pipeline import Pipeline, Render
 from batchllm.ports import Observer, Provider
-from batchllm.prompt import Prompt, explain_missing, missing_fields
+from batchllm.prompt import DEFAULT_PROMPT, Prompt, explain_missing, missing_fields
 from batchllm.run import Parts
 from batchllm.schema import Schema
 from batchllm.sinks import JsonlFile, Stdout
@@ -38,7 +38,6 @@ from batchllm.wire.places import Places, places
 from batchllm.wire.registry import Chosen, provider_of
 from batchllm.wire.resume import Opened, Say, discard, move_old_letters, open_run, write_header
 
-DEFAULT_PROMPT = "{{ text }}"
 SPARE_DESCRIPTORS = 64
 """Files and pipes beside one connection for each call in flight."""
 
@@ -129,7 +128,12 @@ async def build(
     check_inputs(where.inputs)
     chosen = provider_of(loaded, environ, terminal=terminal)
     schema = Schema.load(job.schema, loaded.origin("schema")) if job.schema is not None else None
-    prompt = Prompt(job.prompt or DEFAULT_PROMPT, job.system)
+    prompt = Prompt(
+        job.prompt or DEFAULT_PROMPT,
+        job.system,
+        prompt_name=loaded.origin("prompt"),
+        system_name=loaded.origin("system"),
+    )
     if where.on_stdout and job.ordered:
         raise ConfigError("--ordered needs an output file: stdout is written as answers come", "give -o FILE")
     _check_descriptors(job)
@@ -156,7 +160,8 @@ def _nothing_to_do(opened: Opened, where: Places) -> bool:
     state = opened.state
     if not state.finished or "-" in where.inputs or len(state.inputs) != len(where.inputs):
         return False
-    return all(Path(known["path"]).stat().st_size == known["size"] for known in state.inputs)
+    paths = zip(where.inputs, state.inputs, strict=True)
+    return all(Path(path).stat().st_size == known["size"] for path, known in paths)
 
 
 async def _assemble(
@@ -182,6 +187,7 @@ async def _assemble(
         limit=job.limit,
         settled=settled.__contains__,
     )
+    stack.callback(source.close)
     first = await source.peek(lambda records: not missing_fields(prompt.fields, _objects(records)))
     raw = source.format == "openai-batch"
     if not raw and (opened is None or opened.new):
@@ -223,9 +229,8 @@ async def _assemble(
         position=source.position,
         observers=observers,
     )
-    files = [path for path in where.inputs if path != "-"]
     ledger.inputs = lambda position: [
-        fingerprint(path, position.offset if i == position.file else -1) for i, path in enumerate(files)
+        fingerprint(path, position.offset if i == position.file else -1) for i, path in enumerate(where.inputs)
     ]
     return Live(
         job=job,

@@ -172,7 +172,10 @@ def _input_change(header: dict[str, Any], state: State, places: Places) -> str |
     now = [path if path == "-" else str(Path(path).absolute()) for path in places.inputs]
     if now[: len(old)] != old:
         return f"it was {', '.join(old)}"
-    for known in state.inputs:
-        if known["path"] != "-" and (difference := differs(known["path"], known)):
+    for number, (path, known) in enumerate(zip(places.inputs, state.inputs, strict=False)):
+        if difference := differs(path, known):
             return difference
+        last = number == len(old) - 1
+        if not last and known["size"] is not None and Path(path).stat().st_size != known["size"]:
+            return f"{path} has grown, and only the last of several inputs may"
     return None

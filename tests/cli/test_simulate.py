@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,23 @@ def kind(server: Simulated, text: str) -> str:
     content = parsed["choices"][0]["message"]["content"]
     assert content in ("", f"echo: {text}")
     return "ok" if content else "empty"
+
+
+def sent(server: Simulated) -> socket.socket:
+    """A connection on which a request has been sent and nothing was read."""
+    address = urlsplit(server.url)
+    body = b'{"model":"any","messages":[{"role":"user","content":"x"}]}'
+    connection = socket.create_connection((address.hostname, address.port or 0), timeout=30)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: here\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def wait_for(server: Simulated, *, in_flight: int) -> None:
+    """Look at the server's counts until so many requests are in flight."""
+    end = time.monotonic() + 30
+    while server.stats()["in_flight"] != in_flight:
+        assert time.monotonic() < end, f"never {in_flight} in flight"
 
 
 def refused(*args: str) -> subprocess.CompletedProcess[str]:
@@ -162,29 +180,16 @@ def test_another_try_of_the_same_question_gets_another_draw() -> None:
 
 
 def test_it_ends_at_once_with_a_request_still_hanging() -> None:
-    with simulated("--faults", "hang:1", "--hang-s", "600") as server:
-        address = urlsplit(server.url)
-        body = b'{"model":"any","messages":[{"role":"user","content":"x"}]}'
-        with socket.create_connection((address.hostname, address.port or 0)) as client:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-            client.sendall(head.encode() + body)
-            while server.stats()["in_flight"] == 0:
-                pass
-            assert server.stop() == 0
+    with simulated("--faults", "hang:1", "--hang-s", "600") as server, sent(server):
+        wait_for(server, in_flight=1)
+        assert server.stop() == 0
 
 
 def test_a_client_that_goes_away_is_counted_and_frees_its_place() -> None:
     with simulated("--latency-ms", "600000") as server:
-        address = urlsplit(server.url)
-        body = b'{"model":"any","messages":[{"role":"user","content":"x"}]}'
-        with socket.create_connection((address.hostname, address.port or 0)) as client:
-            client.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-            )
-            while server.stats()["in_flight"] == 0:
-                pass
-        while server.stats()["in_flight"] == 1:
-            pass
+        with sent(server):
+            wait_for(server, in_flight=1)
+        wait_for(server, in_flight=0)
         assert server.stats()["abandoned"] == 1
 
 
@@ -210,3 +215,16 @@ def test_a_port_in_use_is_exit_2(plain: Simulated) -> None:
     result = refused("--port", str(urlsplit(plain.url).port))
     assert result.returncode == 2
     assert "--port 0" in result.stderr
+
+
+def test_without_its_extra_it_says_how_to_install_it() -> None:
+    code = (
+        "import sys; sys.modules['aiohttp'] = None\n"
+        "from batchllm.errors import ConfigError\n"
+        "try: import batchllm.simulate.server\n"
+        "except ConfigError as error: print(error.hint)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=30
+    )
+    assert result.stdout == "pip install 'batchllm-cli[simulate]'\n"

@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Self
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
@@ -139,7 +140,7 @@ class FaultServer:
                 self._sockets.append(sock)
                 if self.ending.is_set():
                     return
-                self._start(lambda sock=sock, number=number: self._serve(sock, number))
+                self._start(partial(self._serve, sock, number))
 
     def _serve(self, sock: socket.socket, number: int) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -58,7 +58,7 @@ def test_the_newest_idle_connection_goes_first_and_old_ones_expire_by_themselves
     with FaultServer(script) as server:
 
         async def main() -> None:
-            transport = Transport(Bounds(idle=0.2))
+            transport = Transport(Bounds(idle=0.5))
             endpoint = transport.endpoint(server.url, {})
             pool = pool_of(transport, server)
             async with anyio.create_task_group() as group:
@@ -274,8 +274,9 @@ def test_names_are_resolved_once_every_address_tried_and_asked_again_after_none_
                 for _ in range(10):
                     group.start_soon(pool.exchange, ask)
             assert asked == [("api.test", server.port)] * 2
-            await pool.aclose()
+            pool.close()
             sweeper.stop()
+            await pool.closed()
 
         run(main)
 

@@ -465,7 +465,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
 
 
 def test_a_file_that_is_gone_when_its_turn_comes_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputFailed, match="No such file"):
+    with pytest.raises(InputFailed, match="no such file"):
         drained(JsonlSource([str(tmp_path / "gone")]))
 
 

@@ -1,0 +1,151 @@
+"""Where settings come from: options, environment and job files, and what is refused before any call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running import ECHO, names, run, tickets, together, write
+from tests.serving import Simulated, simulated
+
+SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Simulated]:
+    with simulated() as running:
+        yield running
+
+
+def test_an_option_wins_over_the_environment_and_that_over_the_job_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", tickets(1))
+    job = 'model = "fake/echo"\nprompt = "file {{ text }}"\nconcurrency = 3\nkeep = ["text"]\n'
+    (tmp_path / "batchllm.toml").write_text(job + '[param]\ntemperature = 0.5\nseed = 1\n')
+    environment = {"BATCHLLM_PROMPT": "environment {{ text }}", "BATCHLLM_RPM": "6000", "BATCHLLM_TPM": ""}
+    option = ("-p", "option {{ text }}", "--param", "seed=2")
+
+    by_file, by_environment, by_option = together(
+        lambda: run(tmp_path, "a.jsonl", "-o", "file.jsonl"),
+        lambda: run(tmp_path, "a.jsonl", "-o", "environment.jsonl", env=environment),
+        lambda: run(tmp_path, "a.jsonl", "-o", "option.jsonl", *option, env=environment),
+    )
+
+    assert [by_file.code, by_environment.code, by_option.code] == [0, 0, 0]
+    for name in ("file", "environment", "option"):
+        (row,) = by_file.rows(f"{name}.jsonl")
+        assert row["output"] == f"echo: {name} ticket 00000 ok"
+        assert row["text"] == "ticket 00000 ok"
+    header = json.loads((tmp_path / "option.jsonl.run" / "job.json").read_bytes())
+    assert header["operation"]["concurrency"] == 3
+    assert header["operation"]["rpm"] == 6000
+    assert header["operation"]["tpm"] is None
+    assert header["meaning"]["param"] == {"temperature": 0.5, "seed": 2}
+
+
+def test_the_paths_in_a_job_file_start_at_its_folder(tmp_path: Path) -> None:
+    home = tmp_path / "jobs" / "nightly"
+    write(home / "data" / "a.jsonl", [{"n": 4}])
+    (home / "ask.txt").write_text('{"n": {{ n }}}')
+    (home / "be.txt").write_text("Answer JSON.")
+    (home / "answer.json").write_text(json.dumps(SCHEMA))
+    job = ['model = "fake/echo"', 'prompt = "@ask.txt"', 'system = "@be.txt"', 'schema = "answer.json"']
+    files = ['input = "data/a.jsonl"', 'output = "data/o.jsonl"', 'dead-letter = "data/d.jsonl"']
+    (home / "job.toml").write_text("\n".join([*job, *files]))
+    elsewhere = tmp_path / "elsewhere"
+    write(elsewhere / "b.jsonl", [{"n": 5}, {"n": "x"}])
+
+    own = run(elsewhere, "-j", "../jobs/nightly/job.toml")
+    other = run(elsewhere, "b.jsonl", "-o", "o.jsonl", env={"BATCHLLM_JOB": str(home / "job.toml")})
+
+    assert own.code == 0, own.stderr
+    assert [row["output"] for row in own.rows("../jobs/nightly/data/o.jsonl")] == [{"n": 4}]
+    assert other.code == 1
+    assert [row["output"] for row in other.rows("o.jsonl")] == [{"n": 5}]
+    assert names(home / "data") == {"a.jsonl", "o.jsonl", "o.jsonl.run", "d.jsonl"}
+    assert names(elsewhere) == {"b.jsonl", "o.jsonl", "o.jsonl.run"}
+
+
+def test_a_job_file_found_by_itself_may_not_send_a_key_to_an_address_of_its_choice(
+    tmp_path: Path, server: Simulated
+) -> None:
+    write(tmp_path / "a.jsonl", tickets(1))
+    address = f'model = "openai/any"\nbase_url = "{server.url}"\napi_key_env = "MINE"\n'
+    (tmp_path / "batchllm.toml").write_text(address)
+    server.reset()
+
+    found, named = together(
+        lambda: run(tmp_path, "a.jsonl", env={"MINE": "sk-mine"}),
+        lambda: run(tmp_path, "a.jsonl", "-j", "batchllm.toml", "-o", "o.jsonl", env={"MINE": "sk-mine"}),
+    )
+
+    assert (found.code, named.code) == (2, 0)
+    assert "batchllm.toml line 2" in found.error
+    assert found.hint == "name it, if you trust it: -j batchllm.toml"
+    assert server.stats()["requests"] == 1
+
+
+WRONG: dict[str, tuple[tuple[str, ...], str, list[str], str]] = {
+    "an unknown key": ((), 'prompt = "x"\n\ntemprature = 0\n', ["job.toml line 3", "'temprature'"], ""),
+    "an unknown key close to one": ((), "concurency = 5\n", ["line 1", "'concurency'"], "concurrency"),
+    "an option of this time only": ((), "fresh = true\n", ["line 1", "fresh"], "--fresh"),
+    "an unknown table": ((), '\n[parms]\nseed = 1\n', ["job.toml line 2", "'parms'"], "param"),
+    "a bad value in the file": ((), '# mine\nconcurrency = "many"\n', ["job.toml line 2", "concurrency", "many"], ""),
+    "no TOML": ((), 'prompt = "open\n', ["job.toml", "line 1"], "mend"),
+    "a bad option": (("-c", "0"), "", ["--concurrency", "at least 1", "0"], "calls in flight"),
+    "a bad word": (("--emit", "csv"), "", ["--emit", "result, merged, openai-batch", "csv"], ""),
+    "a missing prompt file": (("-p", "@no.txt"), "", ["--prompt", "no.txt"], "check the path"),
+    "a missing schema": ((), 'schema = "no.json"\n', ["job.toml line 1", "schema", "no.json"], "check"),
+    "no schema at all": ((), '[schema]\ntype = "objekt"\n', ["job.toml line 1", "objekt"], "schema"),
+    "a template that doesn't parse": (("-p", "{{ text"), "", ["template", "line 1"], "Jinja2"),
+    "a field that no record has": (("-p", "{{ txet }}"), "", ["txet"], "text"),
+    "a template without the default's field": ((), 'id_field = "text"\n', [], ""),
+    "an unknown provider": (("-m", "opnai/gpt"), "", ["opnai", "--model"], "openai/"),
+    "a model without provider": (("-m", "gpt-4o"), "", ["gpt-4o"], "openai/gpt-4o-mini"),
+    "no key": (("-m", "openai/gpt-4o-mini", "--base-url", ""), "", ["OPENAI_API_KEY"], "export OPENAI_API_KEY"),
+    "an unset key variable": (("--api-key-env", "NONE"), "", ["NONE", "--api-key-env"], "export NONE"),
+    "an unknown option": (("--concurency", "5"), "", ["--concurency"], ""),
+}  # fmt: skip
+del WRONG["a template without the default's field"]
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_named_with_exit_2_before_any_call(
+    case: str, tmp_path: Path, server: Simulated
+) -> None:
+    args, job, told, hint = WRONG[case]
+    write(tmp_path / "a.jsonl", tickets(30))
+    (tmp_path / "job.toml").write_text(job)
+    before = names(tmp_path)
+    server.reset()
+    model = () if "-m" in args else ("-m", "openai/any", "--base-url", server.url)
+
+    ran = run(tmp_path, "a.jsonl", "-j", "job.toml", *model, *args)
+
+    assert (ran.code, ran.stdout) == (2, b""), ran.stderr
+    for words in told:
+        assert words in ran.stderr
+    assert hint in ran.hint
+    assert names(tmp_path) == before
+    assert server.stats()["requests"] == 0
+
+
+def test_without_a_model_the_ways_to_name_one_are_told(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", tickets(1))
+    write(tmp_path / "b.jsonl", [{"subject": "late", "body": "where is it"}])
+
+    unnamed, no_text = together(
+        lambda: run(tmp_path, "a.jsonl"),
+        lambda: run(tmp_path, "b.jsonl", *ECHO),
+    )
+
+    assert (unnamed.code, no_text.code) == (2, 2)
+    assert unnamed.error == "no model was named"
+    for way in ("-m openai/gpt-4o-mini", "BATCHLLM_MODEL", "batchllm.toml"):
+        assert way in unnamed.hint
+    assert "text" in no_text.error
+    assert "subject, body" in no_text.error + no_text.hint, "it lists the fields that there are"
+    assert "-p '{{ subject }} {{ body }}'" in no_text.hint
+    assert names(tmp_path) == {"a.jsonl", "b.jsonl"}

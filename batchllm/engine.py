@@ -69,6 +69,7 @@ class Engine:
                         watching.start_soon(self._heed_stop)
                         async with anyio.create_task_group() as tasks:
                             await self._feed(inbox, tasks)
+                        self._drop_pending()
                         watching.cancel_scope.cancel()
             finally:
                 self._closed = True
@@ -81,18 +82,22 @@ class Engine:
 
     async def _heed_stop(self) -> None:
         await self._stop.wait()
-        self.dropped += len(self._pending)
-        self._pending.clear()
+        self._drop_pending()
         self._end_of_feed()
         if isinstance(self._stop.reason, signal.Signals):
             await anyio.sleep(self._grace)
             self.abort()
 
+    def _drop_pending(self) -> None:
+        self.dropped += len(self._pending)
+        self._pending.clear()
+
     async def _feed(self, inbox: MemoryObjectReceiveStream[list[Item]], tasks: TaskGroup) -> None:
         async with inbox:
             async for items in inbox:
                 if self._stop:
-                    break
+                    self.dropped += len(items)
+                    continue
                 for item in items:
                     if isinstance(item, Dead):
                         await self._settle(item)
@@ -123,13 +128,14 @@ class Engine:
             wanted -= 1
 
     async def _work(self) -> None:
-        while True:
-            while not self._pending:
+        while not self._stop:
+            if not self._pending:
                 if self._fed:
                     return
                 event = anyio.Event()
                 self._idle.append(event)
                 await event.wait()
+                continue
             record = self._pending.popleft()
             if len(self._pending) == self._most:
                 self._hungry.set()
@@ -161,19 +167,23 @@ class Engine:
         if verdict is not None:
             self._stop.set(verdict)
         while len(self._out) >= _OUTBOX:
-            self._room = anyio.Event()
             await self._room.wait()
 
     async def _flush(self, outbox: MemoryObjectSendStream[list[Outcome | Note]]) -> None:
-        """Send what was settled, once a loop turn; goes on until everything is sent."""
+        """Send what was settled, once a loop turn; goes on until everything is sent, or nobody receives."""
         with anyio.CancelScope(shield=True):
             while True:
                 await self._settled.wait()
                 self._settled = anyio.Event()
                 if self._out:
                     batch, self._out = self._out, []
-                    await outbox.send(batch)
+                    try:
+                        await outbox.send(batch)
+                    except anyio.BrokenResourceError:
+                        self.abort()  # whoever broke it says why
+                        return
                     self._room.set()
+                    self._room = anyio.Event()
                 if self._closed and not self._out:
                     return
                 if self._closed:
@@ -208,14 +218,20 @@ class FailureWatch:
         signature = _signature(outcome)
         if self._tripped is not None and signature == self._tripped:
             return False, None
-        self._here += 1
         self._settled += 1
-        self._streak = self._streak + 1 if signature is not None and signature == self._last else 1
-        self._last = signature
         if not isinstance(outcome, Dead):
+            self._follow(None)
             return True, None
         self._failed += 1
+        if outcome.error.kind == "bad_input":  # nobody was called
+            return True, self._too_many()
+        self._follow(signature)
         return True, self._same(outcome, signature) or self._too_many()
+
+    def _follow(self, signature: tuple[object, ...] | None) -> None:
+        self._here += 1
+        self._streak = self._streak + 1 if signature is not None and signature == self._last else 1
+        self._last = signature
 
     def _same(self, dead: Dead, signature: tuple[object, ...] | None) -> BatchError | None:
         threshold = FIRST if self._streak == self._here else LATER

@@ -87,14 +87,14 @@ class Pauses:
         self._unnamed = 0
 
     def add(self, now: float, wait: float | None, jitter: float) -> float:
-        """A refusal came: pause for `wait`, or for a doubling one. Returns the seconds from now.
+        """A refusal came: pause for `wait`, or a doubling one. Returns the seconds from now.
 
-        `jitter` in [0, 1) spreads unnamed waits between half and all of their length.
+        A `wait` of 0 is unnamed too. `jitter` in [0, 1) spreads those between half and all of their length.
         """
-        if wait is None:
+        if wait is None or wait <= 0:
             if now < self.until:
                 return self.until - now
-            wait = min(60.0, 2.0**self._unnamed) * (0.5 + 0.5 * jitter)
+            wait = min(60.0, 2.0 ** min(self._unnamed, 6)) * (0.5 + 0.5 * jitter)
             self._unnamed += 1
         until = now + wait
         if until > self.until:

@@ -7,6 +7,7 @@ ledger calls it; docs/contract.md has the shapes.
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import orjson
 from batchllm.model import Attempt, Dead, Done, Record, Usage
 
 LONGEST_RAW = 64 << 10
-"""Bytes of a bad line, and characters of a raw answer, that a dead letter holds."""
+"""Characters of a raw answer that a dead letter holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def dead_line(dead: Dead) -> bytes:
         "at": stamp(dead.at),
     }
     head = dumps({"id": record.id, "seq": record.seq})
-    body = b'"record":' + record.line if record.data is not None else _raw_line(record.line)
+    body = b'"record":' + record.line if record.data is not None else _raw_line(dead)
     return b"".join((head[:-1], b",", body, b",", dumps(rest)[1:], b"\n"))
 
 
@@ -98,11 +99,15 @@ def stamp(at: float) -> str:
 
 
 def dumps(value: Any) -> bytes:
-    """JSON bytes; integers of any size."""
+    """JSON bytes; integers of any size, and half surrogate pairs as escapes."""
     try:
         return orjson.dumps(value)
     except TypeError:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def members(line: bytes) -> Iterator[tuple[str, bytes]]:
@@ -191,9 +196,10 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _raw_line(line: bytes) -> bytes:
-    line = line[:LONGEST_RAW]
+def _raw_line(dead: Dead) -> bytes:
+    """A bad line as text, else in base64; of one that is too long the source hands over the beginning."""
+    line, whole = dead.record.line, dead.error.cause != "line_too_long"
     try:
-        return b'"raw_line":' + dumps(line.decode())
+        return b'"raw_line":' + dumps(codecs.getincrementaldecoder("utf-8")().decode(line, final=whole))
     except UnicodeDecodeError:
         return b'"raw_line_base64":' + dumps(base64.b64encode(line).decode())

@@ -7,6 +7,7 @@ nothing else: what stopping means is the business of each who hears it.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
 import anyio
 
@@ -19,6 +20,7 @@ class Stop:
     def __init__(self) -> None:
         self.reason: BatchError | signal.Signals | None = None
         self._event: anyio.Event | None = None
+        self._then: list[Callable[[], None]] = []
 
     def __bool__(self) -> bool:
         return self.reason is not None
@@ -29,6 +31,15 @@ class Stop:
             self.reason = reason
             if self._event is not None:
                 self._event.set()
+            for call in self._then:
+                call()
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Call this as soon as the run is stopping; it must be quick and not raise."""
+        if self.reason is None:
+            self._then.append(call)
+        else:
+            call()
 
     def check(self) -> None:
         """Raise Stopped if the run is stopping."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from inspect import cleandoc
 
@@ -53,8 +54,21 @@ def _options(
     pass
 
 
+def _fill_closed_descriptors() -> None:
+    """Where stdin, stdout or stderr is closed, keep our own files and sockets from taking its number.
+
+    What takes it can neither be read nor written. libuv aborts the process when it has to close such a one.
+    """
+    for number, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest free number, which this is
+
+
 def main() -> None:
     """Run the command line and exit with the contract's code."""
+    _fill_closed_descriptors()
     try:
         app(prog_name="batchllm")
     except BatchError as error:

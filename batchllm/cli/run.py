@@ -148,7 +148,14 @@ async def _run(live: Live, stop: Stop, observers: Sequence[Observer], kind: str)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_heed_signals, live, stop)
         async with anyio.create_task_group() as shown:
-            shown.start_soon(lambda: ui.show(live, kind=kind, interval=live.job.progress_interval))
+            shown.start_soon(
+                lambda: ui.show(
+                    live,
+                    kind=kind,
+                    interval=live.job.progress_interval,
+                    silent=lambda: isinstance(stop.reason, OutputClosed),
+                )
+            )
             await run_parts(live.parts)
             ordered = live.job.ordered is not False and not live.places.on_stdout
             await live.close(ordered=ordered)

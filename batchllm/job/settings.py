@@ -68,7 +68,7 @@ class Job:
         "place", None, values.text, "-o --output", "FILE", "Successes; - is stdout (default INPUT.out.jsonl)"
     )
     dead_letter: str | None = _files(
-        "place", None, values.text, "-d --dead-letter", "FILE", "Failures (default OUTPUT.dead.jsonl)"
+        "place", None, values.text, "-d --dead-letter", "FILE", "Failures (default: the output's name with .dead.jsonl)"
     )
     input_format: str = _files(
         "meaning",

@@ -7,13 +7,14 @@ retry. It never judges an answer and never gives up on a record, except when the
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from time import monotonic
 
 import anyio
 
-from batchllm.errors import RateLimited, Stalled
+from batchllm.errors import CallError, RateLimited, Stalled
 from batchllm.limits import Estimate, Pauses, TokenBucket
 from batchllm.model import Reply, Request, Trail
 from batchllm.ports import Observer, Provider
@@ -34,7 +35,6 @@ class RateLimiter:
         stop: Stop,
         *,
         clock: Callable[[], float] = monotonic,
-        sleep: Callable[[float], object] | None = None,
     ) -> None:
         self._rpm, self._tpm = rpm, tpm
         rates = [limit / 60 for limit in (rpm, tpm) if limit is not None]
@@ -55,16 +55,15 @@ class RateLimiter:
             need.append(self._estimate.tokens(size, most))
         return need
 
-    async def admit(self, need: Sequence[float]) -> float:
-        """Wait for the turn, the pauses and the buckets; returns the seconds of it that were pauses.
+    def paused(self) -> float:
+        """Seconds that everyone has stood still in all until now."""
+        return self.pauses.total(self._clock())
 
-        Raises Stopped when the run stops meanwhile.
-        """
+    async def admit(self, need: Sequence[float]) -> None:
+        """Wait for the turn, the pauses and the buckets; raises Stopped when the run stops meanwhile."""
         self._stop.check()
-        now = self._clock()
-        if not self.waiting and self._wait(need, now) <= 0:
-            return 0.0
-        paused = self.pauses.total(now)
+        if not self.waiting and self._wait(need, self._clock()) <= 0:
+            return
         self.waiting += 1
         try:
             async with self._line:
@@ -73,7 +72,6 @@ class RateLimiter:
                 self._stop.check()
         finally:
             self.waiting -= 1
-        return self.pauses.total(self._clock()) - paused
 
     def _wait(self, need: Sequence[float], now: float) -> float:
         if now < self.pauses.until:
@@ -91,7 +89,11 @@ class RateLimiter:
 
 
 class Gate:
-    """The window and the limits of one account; `in_flight` counts the calls that are out now."""
+    """The window and the limits of one account; `in_flight` counts the calls that are out now.
+
+    It is told of every request from its first try to its last, waits between included, so that it knows
+    silence from idleness. A run that stops opens the window: who waits there comes through and is dropped.
+    """
 
     def __init__(
         self,
@@ -113,12 +115,21 @@ class Gate:
         self._clock = clock
         self._draw = draw
         self._moved = clock()
+        self._at_work = 0
+        stop.then(self._open)
 
-    def entered(self) -> None:
-        """A call goes out."""
-        if not self.in_flight and not self.limiter.waiting:
+    def _open(self) -> None:
+        self.window.total_tokens = math.inf
+
+    def began(self) -> None:
+        """A request is taken up; after a time without any, silence is counted from here."""
+        if not self._at_work:
             self._moved = self._clock()
-        self.in_flight += 1
+        self._at_work += 1
+
+    def ended(self) -> None:
+        """A request is answered or given up."""
+        self._at_work -= 1
 
     def succeeded(self) -> None:
         """A call was answered."""
@@ -129,22 +140,23 @@ class Gate:
         seconds = self.limiter.pauses.add(self._clock(), error.retry_after, self._draw())
         for observer in self._observers:
             observer.pause(seconds, error.message)
-        if seconds > self._max_stall:
+        self.failed(error)
+
+    def failed(self, error: CallError) -> None:
+        """A call failed: stop the run if nothing has succeeded for too long, or too long a wait is asked."""
+        asked = error.retry_after or 0.0
+        if asked > self._max_stall:
             self._stop.set(
                 Stalled(
-                    f"the service asks to wait {seconds:.0f} s, --max-stall is {self._max_stall:.0f} s",
+                    f"the service asks to wait {asked:.0f} s, --max-stall is {self._max_stall:.0f} s",
                     "run the same command again then, or raise --max-stall",
                 )
             )
-        self.check_stall(error.message)
-
-    def check_stall(self, last: str) -> None:
-        """Stop the run when nothing has succeeded for too long; `last` is the newest failure's message."""
         silent = self._clock() - self._moved
         if silent > self._max_stall:
             self._stop.set(
                 Stalled(
-                    f"nothing has succeeded for {silent:.0f} s; last: {last}",
+                    f"nothing has succeeded for {silent:.0f} s; last: {error.message}",
                     "check the service, then run the same command again",
                 )
             )
@@ -172,11 +184,12 @@ class Gated:
         size = _size(request)
         need = limiter.need(size, _most(request))
         while True:
+            paused = limiter.paused()
             async with gate.window:
-                paused = await limiter.admit(need)
+                await limiter.admit(need)
                 if trail.deadline is not None:
-                    trail.deadline += paused
-                gate.entered()
+                    trail.deadline += limiter.paused() - paused
+                gate.in_flight += 1
                 try:
                     reply = await self._inner.complete(request, trail)
                 except RateLimited as error:
@@ -199,4 +212,5 @@ def _size(request: Request) -> int:
     messages = request.body.get("messages")
     if not isinstance(messages, list):
         return 0
-    return sum(len(content) for m in messages if isinstance(content := m.get("content"), str))
+    contents = (message.get("content") for message in messages if isinstance(message, dict))
+    return sum(len(content) for content in contents if isinstance(content, str))

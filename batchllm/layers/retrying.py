@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from time import monotonic
+from typing import Protocol
 
 from batchllm.errors import CallError, Disconnected, Exhausted
 from batchllm.model import Reply, Request, Trail
@@ -17,6 +18,14 @@ from batchllm.stop import Stop
 
 LONGEST = 60.0
 """Seconds that a backoff grows to at most."""
+
+
+class Witness(Protocol):
+    """Is told when a request is taken up, of each failure, and when it is answered or given up; the gate."""
+
+    def began(self) -> None: ...
+    def failed(self, error: CallError) -> None: ...
+    def ended(self) -> None: ...
 
 
 class Retrying:
@@ -29,7 +38,7 @@ class Retrying:
         most: int,
         backoff: float,
         stop: Stop,
-        failed: Callable[[str], None],
+        witness: Witness,
         draw: Callable[[], float] = random.random,
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -37,18 +46,25 @@ class Retrying:
         self._most = most
         self._backoff = backoff
         self._stop = stop
-        self._failed = failed
+        self._witness = witness
         self._draw = draw
         self._clock = clock
 
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """Answer, or raise Exhausted with the last failure as its cause."""
+        self._witness.began()
+        try:
+            return await self._persist(request, trail)
+        finally:
+            self._witness.ended()
+
+    async def _persist(self, request: Request, trail: Trail) -> Reply:
         failures, resent = 0, False
         while True:
             try:
                 return await self._inner.complete(request, trail)
             except CallError as error:
-                self._failed(error.message)
+                self._witness.failed(error)
                 if isinstance(error, Disconnected) and error.stale and not resent:
                     resent = True
                     continue
@@ -57,7 +73,7 @@ class Retrying:
             if failures > self._most:
                 tries = f"{failures} tries" if failures > 1 else "1 try"
                 raise self._exhausted(last, f"after {tries}: {last.message}")
-            wait = min(LONGEST, self._backoff * 2 ** (failures - 1)) * self._draw()
+            wait = min(LONGEST, self._backoff * 2.0 ** min(failures - 1, 60)) * self._draw()
             wait = max(wait, last.retry_after or 0.0)
             if trail.deadline is not None and self._clock() + wait >= trail.deadline:
                 raise self._exhausted(last, f"no time left in --record-timeout: {last.message}")

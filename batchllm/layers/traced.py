@@ -25,7 +25,7 @@ class Traced:
         at, start = time.time(), time.monotonic()
         try:
             reply = await self._inner.complete(request, trail)
-        except BatchError as error:
+        except Exception as error:
             self._note(
                 request,
                 trail,
@@ -34,7 +34,9 @@ class Traced:
                     seconds=time.monotonic() - start,
                     status=getattr(error, "status", None),
                     request_id=getattr(error, "request_id", None),
-                    error=error.message,
+                    error=error.message
+                    if isinstance(error, BatchError)
+                    else f"{type(error).__name__}: {error}",
                 ),
             )
             raise

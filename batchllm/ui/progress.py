@@ -29,12 +29,18 @@ def kind_for(asked: str, *, data_on_terminal: bool = False) -> str:
 
 
 async def show(
-    view: View, *, kind: str, interval: float = 5.0, clock: Callable[[], float] = time.monotonic
+    view: View,
+    *,
+    kind: str,
+    interval: float = 5.0,
+    clock: Callable[[], float] = time.monotonic,
+    silent: Callable[[], bool] = lambda: False,
 ) -> None:
     """Draw until cancelled: four times a second (`bar`) or every `interval` seconds (`log`, `json`).
 
     The final state is drawn on the way out, without awaiting, so cancel when the last record is settled.
-    `none` returns at once. `clock` gives monotonic seconds.
+    `none` returns at once. `clock` gives monotonic seconds. With `silent` true at the end, the final state
+    is not drawn.
     """
     if kind == "none":
         return
@@ -51,7 +57,8 @@ async def show(
                     await anyio.sleep(interval)
                     draw(measure(view, pace, clock()))
         finally:
-            draw(measure(view, pace, clock(), last=True))
+            if not silent():
+                draw(measure(view, pace, clock(), last=True))
 
 
 @contextmanager

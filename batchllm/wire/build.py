@@ -252,7 +252,7 @@ def _stack(
     """The stage's stack, outermost first: Structured(Retrying(Gated(Traced(provider))))."""
     traced = Traced(provider, observers)
     gated = Gated(traced, gate)
-    retrying = Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=stop, failed=gate.check_stall)
+    retrying = Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=stop, witness=gate)
     return Structured(retrying, schema=schema, repair=job.repair, stop=stop)
 
 

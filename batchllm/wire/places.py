@@ -13,7 +13,7 @@ from pathlib import Path
 from batchllm.errors import ConfigError
 from batchllm.job import Job
 
-_SUFFIXES = {".jsonl", ".ndjson", ".json", ".gz", ".zst"}
+_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".gz", ".zst"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ def _piped() -> tuple[str, ...]:
     raise ConfigError("no input", "name a file: batchllm run tickets.jsonl, or pipe records in")
 
 
-def _stem(path: str) -> Path:
+def _stem(path: str, suffixes: frozenset[str] = _SUFFIXES) -> Path:
     """The path less all known suffixes: `a/b.jsonl.gz` → `a/b`."""
     stem = Path(path)
-    while stem.suffix.lower() in _SUFFIXES:
+    while stem.suffix.lower() in suffixes:
         stem = stem.with_suffix("")
     return stem
 
@@ -69,7 +69,7 @@ def _default_output(first: str) -> str:
 
 def _default_dead(first: str, output: str) -> str:
     if output != "-":
-        return f"{_stem(output)}.dead.jsonl"
+        return f"{_stem(output, _SUFFIXES | {'.out'})}.dead.jsonl"
     return "stdin.dead.jsonl" if first == "-" else f"{_stem(first)}.dead.jsonl"
 
 

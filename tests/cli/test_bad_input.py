@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -187,18 +188,32 @@ REFUSED: dict[str, tuple[Make, tuple[str, ...], str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_run_at_all_is_refused_with_exit_2_and_leaves_nothing(case: str, tmp_path: Path) -> None:
-    make, args, message, hint = REFUSED[case]
-    make(tmp_path)
-    before = names(tmp_path)
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
+    """Every case run once, several at a time: they have nothing to do with each other."""
 
-    ran = run(tmp_path, *args, *ECHO)
+    def ran(case: str) -> Ran:
+        make, args, _, _ = REFUSED[case]
+        folder = tmp_path_factory.mktemp("refused")
+        make(folder)
+        return run(folder, *args, *ECHO)
+
+    ends = together(*(partial(ran, case) for case in REFUSED))
+    return dict(zip(REFUSED, ends, strict=True))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_can_be_no_run_is_refused_with_exit_2_and_leaves_nothing(
+    case: str, refused: dict[str, Ran], tmp_path: Path
+) -> None:
+    make, _, message, hint = REFUSED[case]
+    make(tmp_path)
+    ran = refused[case]
 
     assert (ran.code, ran.stdout) == (2, b"")
     assert message in ran.error
     assert hint in ran.hint
-    assert names(tmp_path) == before
+    assert names(ran.folder) == names(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="drops Linux capabilities where it runs as root")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.running import ECHO, names, run, tickets, together, write
+from tests.running import ECHO, Ran, names, run, tickets, together, write
 from tests.serving import Simulated, simulated
 
 SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
@@ -101,34 +102,44 @@ WRONG: dict[str, tuple[tuple[str, ...], str, list[str], str]] = {
     "no schema at all": ((), '[schema]\ntype = "objekt"\n', ["job.toml line 1", "objekt"], "schema"),
     "a template that doesn't parse": (("-p", "{{ text"), "", ["template", "line 1"], "Jinja2"),
     "a field that no record has": (("-p", "{{ txet }}"), "", ["txet"], "text"),
-    "a template without the default's field": ((), 'id_field = "text"\n', [], ""),
     "an unknown provider": (("-m", "opnai/gpt"), "", ["opnai", "--model"], "openai/"),
     "a model without provider": (("-m", "gpt-4o"), "", ["gpt-4o"], "openai/gpt-4o-mini"),
     "no key": (("-m", "openai/gpt-4o-mini", "--base-url", ""), "", ["OPENAI_API_KEY"], "export OPENAI_API_KEY"),
     "an unset key variable": (("--api-key-env", "NONE"), "", ["NONE", "--api-key-env"], "export NONE"),
     "an unknown option": (("--concurency", "5"), "", ["--concurency"], ""),
 }  # fmt: skip
-del WRONG["a template without the default's field"]
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory, server: Simulated) -> dict[str, Ran]:
+    """Every case run once, several at a time: they have nothing to do with each other."""
+    server.reset()
+
+    def ran(case: str) -> Ran:
+        args, job, _, _ = WRONG[case]
+        folder = tmp_path_factory.mktemp("wrong")
+        write(folder / "a.jsonl", tickets(30))
+        (folder / "job.toml").write_text(job)
+        model = () if "-m" in args else ("-m", "openai/any", "--base-url", server.url)
+        return run(folder, "a.jsonl", "-j", "job.toml", *model, *args)
+
+    ends = together(*(partial(ran, case) for case in WRONG))
+    return dict(zip(WRONG, ends, strict=True))
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_named_with_exit_2_before_any_call(
-    case: str, tmp_path: Path, server: Simulated
-) -> None:
-    args, job, told, hint = WRONG[case]
-    write(tmp_path / "a.jsonl", tickets(30))
-    (tmp_path / "job.toml").write_text(job)
-    before = names(tmp_path)
-    server.reset()
-    model = () if "-m" in args else ("-m", "openai/any", "--base-url", server.url)
-
-    ran = run(tmp_path, "a.jsonl", "-j", "job.toml", *model, *args)
+def test_what_is_wrong_is_named_with_exit_2_and_leaves_nothing(case: str, refused: dict[str, Ran]) -> None:
+    ran, (_, _, told, hint) = refused[case], WRONG[case]
 
     assert (ran.code, ran.stdout) == (2, b""), ran.stderr
     for words in told:
         assert words in ran.stderr
     assert hint in ran.hint
-    assert names(tmp_path) == before
+    assert names(ran.folder) == {"a.jsonl", "job.toml"}
+
+
+def test_what_is_wrong_is_found_before_any_call(refused: dict[str, Ran], server: Simulated) -> None:
+    assert len(refused) == len(WRONG)
     assert server.stats()["requests"] == 0
 
 

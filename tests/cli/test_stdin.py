@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import IO
 
-from tests.running import ECHO, LONGEST_S, command, ended, environment, names, run, started, tickets, write
+from tests.running import ECHO, LONGEST_S, command, ended, environment, names, rows, run, started, tickets, write
 
 
 def line_of(stream: IO[bytes] | None) -> bytes:
@@ -72,37 +70,29 @@ def test_a_file_to_stdout_makes_no_run_folder_and_a_redirected_file_is_stdin(tmp
 
 def test_a_reader_that_leaves_ends_the_run_with_141_and_without_a_word(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [ticket | {"pad": "x" * 2000} for ticket in tickets(3000)])
-    script = 'cat a.jsonl | "$@"; echo $? >&3'
-    reading, writing = os.pipe()
-    with (
-        subprocess.Popen(
-            ["/bin/sh", "-c", f"exec 3>&{writing}; " + "{ " + script + "; } | head -3", "sh",
-             *command("-", "-o", "-", *ECHO, "--emit", "merged")],
-            cwd=tmp_path, env=environment(tmp_path), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(writing,),
-        ) as process,
-        os.fdopen(reading) as code,
-    ):  # fmt: skip
-        os.close(writing)
-        stdout, stderr = process.communicate(timeout=LONGEST_S)
-        assert code.read() == "141\n"
+    script = '(cat a.jsonl | "$@"; echo $? > code) | head -3'
+    shell = ["/bin/sh", "-c", script, "sh", *command("-", "-o", "-", *ECHO, "--emit", "merged")]
 
-    assert stderr == b""
-    lines = [json.loads(line) for line in stdout.splitlines()]
+    ran = subprocess.run(shell, cwd=tmp_path, env=environment(tmp_path), capture_output=True, timeout=LONGEST_S)
+
+    assert (tmp_path / "code").read_text() == "141\n"
+    assert ran.stderr == b""
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
     assert len(lines) == 3
     assert all(line["output"] == f"echo: {line['text']}" for line in lines)
-    assert names(tmp_path) == {"a.jsonl"}
+    assert names(tmp_path) == {"a.jsonl", "code"}
 
 
 def test_closed_descriptors_cost_no_data_and_hit_no_file(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [*tickets(5), {"id": "bad"}])
-    line = " ".join(f"'{word}'" for word in command("a.jsonl", *ECHO, "-o", "all.jsonl"))
-    ran = subprocess.run(
-        ["/bin/sh", "-c", f"{line} <&- >&- 2>&-"], cwd=tmp_path, env=environment(tmp_path), timeout=LONGEST_S
-    )
 
-    assert ran.returncode == 1
-    found = [json.loads(row) for row in (tmp_path / "all.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in found] == [ticket["id"] for ticket in tickets(5)]
-    assert len((tmp_path / "all.dead.jsonl").read_text().splitlines()) == 1
-    assert sys.executable in line
+    def code(closed: str, *args: str) -> int:
+        script = f'exec "$@" {closed}'
+        shell = ["/bin/sh", "-c", script, "sh", *command("a.jsonl", *ECHO, *args)]
+        return subprocess.run(shell, cwd=tmp_path, env=environment(tmp_path), timeout=LONGEST_S).returncode
+
+    assert code("<&- >&- 2>&-", "-o", "all.jsonl") == 1
+    assert code(">&- 2>&-", "-o", "-", "-d", "none.jsonl") == 3
+    assert [row["id"] for row in rows(tmp_path / "all.jsonl")] == [ticket["id"] for ticket in tickets(5)]
+    assert len(rows(tmp_path / "all.dead.jsonl")) == 1
+    assert rows(tmp_path / "a.jsonl") == [*tickets(5), {"id": "bad"}]

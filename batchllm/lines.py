@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from batchllm.model import Attempt, Dead, Done, Record, Usage
+from batchllm.model import Attempt, Dead, Done, Failure, Record, Trail, Usage
 
 LONGEST_RAW = 64 << 10
 """Characters of a raw answer that a dead letter holds."""
@@ -90,6 +90,21 @@ def dead_line(dead: Dead) -> bytes:
     head = dumps({"id": record.id, "seq": record.seq})
     body = b'"record":' + record.line if record.data is not None else _raw_line(dead)
     return b"".join((head[:-1], b",", body, b",", dumps(rest)[1:], b"\n"))
+
+
+def failed_line_of(letter: bytes, shape: Shape) -> bytes:
+    """The same line, made from the dead letter's: what recovery writes where a crash came between the two."""
+    parts = dict(members(letter))
+    error = orjson.loads(parts["error"])
+    line = parts.get("record")
+    record = Record(
+        seq=orjson.loads(parts["seq"]),
+        id=orjson.loads(parts["id"]),
+        data=orjson.loads(line) if line is not None else None,
+        line=line or b"",
+    )
+    failure = Failure(error["kind"], error["cause"], error["message"])
+    return failed_line(Dead(record, failure, Trail(), 0.0), shape)
 
 
 def stamp(at: float) -> str:

@@ -8,7 +8,7 @@ import anyio
 import orjson
 
 from batchllm.ledger import Journal, Ledger, RunFolder, State, restore
-from batchllm.lines import Shape
+from batchllm.lines import Shape, failed_line_of
 from batchllm.model import Note, Outcome, Position
 from batchllm.sinks import JsonlFile
 from batchllm.stop import Stop
@@ -22,7 +22,7 @@ class Files:
         self.dead = folder / "dead.jsonl"
         self.run = folder / "out.jsonl.run"
 
-    def open(self) -> tuple[Journal, State]:
+    def open(self, shape: Shape = Shape()) -> tuple[Journal, State]:  # noqa: B008 - frozen
         """Take the lock and recover."""
         folder = RunFolder(str(self.output))
         folder.acquire()
@@ -33,7 +33,8 @@ class Files:
         }
         journal = Journal(folder, JsonlFile(str(folder.index), lazy=True), dict(sinks))
         try:
-            return journal, journal.open()
+            repair = (lambda letter: failed_line_of(letter, shape)) if shape.merge_failed else None
+            return journal, journal.open(repair)
         except Exception:
             journal.close()
             raise
@@ -48,7 +49,7 @@ class Files:
         shape: Shape = Shape(),  # noqa: B008 - frozen
     ) -> Stop:
         """One run of the ledger over these groups; returns its Stop."""
-        journal, state = self.open()
+        journal, state = self.open(shape)
         stop = Stop()
         ledger = Ledger(
             journal.sinks["output"],

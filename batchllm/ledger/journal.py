@@ -8,14 +8,15 @@ kept in the run folder, and what it can't explain is refused.
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import orjson
 
 from batchllm.errors import ConfigError
 from batchllm.ledger.folder import RunFolder
-from batchllm.ledger.index import DEAD, OUTPUT, SINK_OF, SIZE, Entry, agrees, unpack
+from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, SIZE, Entry, agrees, pack, unpack
 from batchllm.ledger.ordering import finish_swap
 from batchllm.ledger.settled import Settled
 from batchllm.model import Attempt, Dead, Done, Failure, Outcome, Position, Record, Reply, Trail, Usage
@@ -70,9 +71,11 @@ class Journal:
         self.sinks = sinks
         self.generation = 0
 
-    def open(self) -> State:
+    def open(self, failed_line: Callable[[bytes], bytes] | None = None) -> State:
         """Recover: the state after everything that is whole, with what was torn taken off.
 
+        With `failed_line`, each dead letter has a line among the output, made from it; one that a crash kept
+        from being written is written now.
         Raises ConfigError where the files are not what the journal says and a crash doesn't explain it.
         """
         finish_swap(self)
@@ -83,6 +86,7 @@ class Journal:
         self._check_lengths(base, lengths)
         self._apply_tail(base, base64.b64decode(document.get("tail", "")))
         walked = self._walk(base, lengths)
+        lost = _without_failed_line(walked, failed_line, self.generation) if failed_line else []
         valid = walked.valid
         state = State(
             generation=self.generation,
@@ -94,7 +98,7 @@ class Journal:
             unfinished_line=document.get("unfinished_line"),
             tail=valid,
         )
-        if self._keep_torn(walked, base):
+        if self._keep_torn(walked, base) or lost:
             document |= {
                 "index_length": base,
                 "sinks": lengths,
@@ -107,6 +111,8 @@ class Journal:
             self.index.append([packed])
             for name, sink in self.sinks.items():
                 sink.truncate(walked.ends[name])
+            if lost:
+                self.sinks["output"].append(lost)
         for entry, _ in valid:
             if entry.kind in (OUTPUT, DEAD):
                 state.settled.add(entry.unit)
@@ -192,6 +198,31 @@ def _changed(path: str, what: str) -> ConfigError:
         f"{path} was changed since the run wrote it: {what}",
         "put the file back as it was, or start over with --fresh (the old files are kept aside)",
     )
+
+
+def _without_failed_line(
+    walked: _Walked, failed_line: Callable[[bytes], bytes], generation: int
+) -> list[bytes]:
+    """The lines that dead letters lack among the output; their entries join the walked ones.
+
+    They stand behind the output's other entries and before the letters', so that each sink's entries keep
+    the order of its lines, and a letter's line never stands behind the letter.
+    """
+    there = {entry.unit for entry, _ in walked.valid if entry.kind == FAILED}
+    found: list[tuple[Entry, bytes, bytes]] = []
+    for entry, letter in walked.valid:
+        if entry.kind == DEAD and entry.unit not in there:
+            line = failed_line(letter)
+            added = replace(entry, kind=FAILED, length=len(line))
+            found.append((added, line, pack(added, line, generation)))
+    if found:
+        rows = [
+            (entry, line, packed) for (entry, line), packed in zip(walked.valid, walked.packed, strict=True)
+        ]
+        rows = sorted([*rows, *found], key=lambda row: row[0].kind not in (OUTPUT, FAILED))
+        walked.valid = [(entry, line) for entry, line, _ in rows]
+        walked.packed = [packed for _, _, packed in rows]
+    return [line for _, line, _ in found]
 
 
 def restore(state: State) -> Summary:

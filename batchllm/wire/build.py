@@ -230,7 +230,8 @@ async def _assemble(
         observers=observers,
     )
     ledger.inputs = lambda position: [
-        fingerprint(path, position.offset if i == position.file else -1) for i, path in enumerate(where.inputs)
+        fingerprint(path, position.offset if number == position.file else -1)
+        for number, path in enumerate(where.inputs)
     ]
     return Live(
         job=job,

@@ -85,7 +85,7 @@ def _key(row: ProviderRow, loaded: Loaded, base_url: str | None, environ: Mappin
     if base_url is None:
         raise ConfigError(
             f"no key for {loaded.job.model}: the variable {variable} is not set",
-            f"export {variable}=…, name another variable with --api-key-env, or give your server's --base-url",
+            f"export {variable}=…, name another with --api-key-env, or give your server with --base-url",
         )
     return None
 

@@ -18,7 +18,7 @@ from batchllm import __version__
 from batchllm.errors import ConfigError
 from batchllm.job import Job, settings
 from batchllm.ledger import Journal, RunFolder, State, move_aside
-from batchllm.lines import stamp
+from batchllm.lines import Shape, failed_line_of, stamp
 from batchllm.sinks import JsonlFile
 from batchllm.sources import differs
 from batchllm.wire.places import Places
@@ -110,9 +110,14 @@ def _open(job: Job, places: Places, say: Say, *, fresh: bool = False) -> Opened:
             "notes": JsonlFile(str(folder.path / "notes"), lazy=True),
         }
         journal = Journal(folder, JsonlFile(str(folder.index), lazy=True), dict(sinks))
-        opened = Opened(journal, journal.open(), secrets.token_hex(8), not begun)
+        opened = Opened(journal, journal.open(_failed_line(job)), secrets.token_hex(8), not begun)
         undo.pop_all()
     return opened
+
+
+def _failed_line(job: Job) -> Callable[[bytes], bytes] | None:
+    shape = Shape(job.emit, job.keep, job.merge_failed)
+    return (lambda letter: failed_line_of(letter, shape)) if job.merge_failed else None
 
 
 def _abandon(folder: RunFolder, existed: bool) -> None:

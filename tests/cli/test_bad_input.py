@@ -54,7 +54,7 @@ def test_each_bad_line_is_a_dead_letter_with_its_place_and_the_run_goes_on(tmp_p
     assert [row["output"] for row in ran.rows("a.out.jsonl")][1:4] == [
         "echo: windows", "echo: one", "echo: two",
     ]  # fmt: skip
-    letters = {letter["id"]: letter for letter in ran.rows("a.out.dead.jsonl")}
+    letters = {letter["id"]: letter for letter in ran.rows("a.dead.jsonl")}
     assert {id: letter["error"]["cause"] for id, letter in letters.items()} == {
         "line-2": "not_json",
         "line-3": "not_an_object",
@@ -86,7 +86,7 @@ def test_each_bad_line_is_a_dead_letter_with_its_place_and_the_run_goes_on(tmp_p
         list(range(19))
     ), "blank lines have no place"
     assert "a.jsonl (line 22) is not whole" in ran.stderr
-    assert "cut" not in json.dumps(ran.rows("a.out.dead.jsonl")), "the last line is read again once it is whole"
+    assert "cut" not in json.dumps(ran.rows("a.dead.jsonl")), "the last line is read again once it is whole"
 
 
 def test_a_last_line_without_its_end_counts_when_it_is_whole_and_waits_when_it_is_not(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_last_line_without_its_end_counts_when_it_is_whole_and_waits_when_it_i
     )
     assert (whole.code, len(whole.rows("whole.out.jsonl"))) == (0, 2)
     assert (cut.code, len(cut.rows("cut.out.jsonl"))) == (1, 1)
-    assert not (tmp_path / "cut.out.dead.jsonl").exists()
+    assert not (tmp_path / "cut.dead.jsonl").exists()
 
     with (tmp_path / "cut.jsonl").open("ab") as file:
         file.write(b'"}\n')
@@ -134,7 +134,7 @@ def test_a_gzip_file_that_ends_too_early_is_an_error_and_what_came_before_is_kep
     assert 0 < settled < 2000
     assert "a.jsonl.gz ends in the middle of its gzip data" in ran.stderr
     assert "run the same command again" in ran.hint
-    assert not (tmp_path / "a.out.dead.jsonl").exists()
+    assert not (tmp_path / "a.dead.jsonl").exists()
 
     (tmp_path / "a.jsonl.gz").write_bytes(packed)
     whole = run(tmp_path, "a.jsonl.gz", *ECHO)

@@ -24,7 +24,7 @@ def server() -> Iterator[Simulated]:
 def test_an_option_wins_over_the_environment_and_that_over_the_job_file(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", tickets(1))
     job = 'model = "fake/echo"\nprompt = "file {{ text }}"\nconcurrency = 3\nkeep = ["text"]\n'
-    (tmp_path / "batchllm.toml").write_text(job + '[param]\ntemperature = 0.5\nseed = 1\n')
+    (tmp_path / "batchllm.toml").write_text(job + "[param]\ntemperature = 0.5\nseed = 1\n")
     environment = {"BATCHLLM_PROMPT": "environment {{ text }}", "BATCHLLM_RPM": "6000", "BATCHLLM_TPM": ""}
     option = ("-p", "option {{ text }}", "--param", "seed=2")
 

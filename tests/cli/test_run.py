@@ -58,8 +58,8 @@ def test_a_failure_makes_a_dead_letter_with_the_time_of_every_attempt(tmp_path: 
     )  # fmt: skip
 
     assert ran.code == 1
-    assert {"a.records.out.jsonl", "a.records.out.dead.jsonl"} <= names(tmp_path)
-    letters = {letter["id"]: letter for letter in ran.rows("a.records.out.dead.jsonl")}
+    assert {"a.records.out.jsonl", "a.records.dead.jsonl"} <= names(tmp_path)
+    letters = {letter["id"]: letter for letter in ran.rows("a.records.dead.jsonl")}
     told = {id: (letter["error"]["kind"], letter["error"]["cause"]) for id, letter in letters.items()}
     assert told == {
         "bad": ("refused", "odd_request"),
@@ -155,13 +155,13 @@ def test_dead_letters_run_again_as_the_records_inside_them(tmp_path: Path) -> No
     first = run(tmp_path, "a.jsonl", *ECHO)
     assert first.code == 1
 
-    again = run(tmp_path, "a.out.dead.jsonl", *ECHO, "-p", "no is {{ no }}", "--emit", "merged")
+    again = run(tmp_path, "a.dead.jsonl", *ECHO, "-p", "no is {{ no }}", "--emit", "merged")
 
     assert again.code == 1
-    assert names(tmp_path) >= {"a.out.dead.out.jsonl", "a.out.dead.out.dead.jsonl"}
-    merged = (tmp_path / "a.out.dead.out.jsonl").read_bytes()
+    assert names(tmp_path) >= {"a.dead.out.jsonl", "a.dead.dead.jsonl"}
+    merged = (tmp_path / "a.dead.out.jsonl").read_bytes()
     assert merged == b'{"id": 5, "no": 1.10,"output":"echo: no is 1.1"}\n'
-    (letter,) = again.rows("a.out.dead.out.dead.jsonl")
+    (letter,) = again.rows("a.dead.dead.jsonl")
     assert (letter["id"], letter["raw_line"], letter["error"]["kind"]) == ("line-3", "broken", "bad_input")
 
 
@@ -185,7 +185,7 @@ def test_an_openai_batch_file_is_sent_as_it_stands_and_answered_in_kind(tmp_path
     assert (answer["custom_id"], answer["error"], answer["response"]["status_code"]) == ("a", None, 200)
     assert answer["response"]["body"]["model"] == "theirs"
     assert answer["response"]["body"]["choices"][0]["message"]["content"] == "echo: one"
-    letters = {letter["id"]: letter["error"] for letter in ran.rows("batch.out.dead.jsonl")}
+    letters = {letter["id"]: letter["error"] for letter in ran.rows("batch.dead.jsonl")}
     assert (letters["b"]["kind"], letters["c"]["kind"]) == ("bad_input", "invalid")
 
 
@@ -209,7 +209,7 @@ def test_answers_satisfy_the_schema_and_one_repair_shows_the_model_its_answer(tm
     found = ran.rows("a.out.jsonl")
     assert [row["output"] for row in found] == [{"mood": "good"}, {"mood": "bad"}, {"mood": "good"}]
     assert [row["attempts"] for row in found] == [1, 1, 2]
-    (letter,) = ran.rows("a.out.dead.jsonl")
+    (letter,) = ran.rows("a.dead.jsonl")
     assert (letter["error"]["kind"], letter["error"]["cause"]) == ("invalid", "schema")
     assert "mood" in letter["error"]["message"]
     assert letter["raw"] == '{"mood": "awful"}'
@@ -229,7 +229,7 @@ def test_twelve_in_a_hundred_faults_lose_nothing_double_nothing_and_join_nothing
         faults = server.stats()["faults"]
 
     assert set(faults) == {"429", "500", "502", "503", "drop", "truncate", "html", "hang", "empty"}
-    letters = ran.rows("a.out.dead.jsonl") if (tmp_path / "a.out.dead.jsonl").exists() else []
+    letters = ran.rows("a.dead.jsonl") if (tmp_path / "a.dead.jsonl").exists() else []
     found = ran.rows("a.out.jsonl")
     assert len(letters) < 6
     assert ran.code == (1 if letters else 0)

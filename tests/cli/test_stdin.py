@@ -8,7 +8,19 @@ import threading
 from pathlib import Path
 from typing import IO
 
-from tests.running import ECHO, LONGEST_S, command, ended, environment, names, rows, run, started, tickets, write
+from tests.running import (
+    ECHO,
+    LONGEST_S,
+    command,
+    ended,
+    environment,
+    names,
+    rows,
+    run,
+    started,
+    tickets,
+    write,
+)
 
 
 def line_of(stream: IO[bytes] | None) -> bytes:
@@ -73,7 +85,9 @@ def test_a_reader_that_leaves_ends_the_run_with_141_and_without_a_word(tmp_path:
     script = '(cat a.jsonl | "$@"; echo $? > code) | head -3'
     shell = ["/bin/sh", "-c", script, "sh", *command("-", "-o", "-", *ECHO, "--emit", "merged")]
 
-    ran = subprocess.run(shell, cwd=tmp_path, env=environment(tmp_path), capture_output=True, timeout=LONGEST_S)
+    ran = subprocess.run(
+        shell, cwd=tmp_path, env=environment(tmp_path), capture_output=True, timeout=LONGEST_S
+    )
 
     assert (tmp_path / "code").read_text() == "141\n"
     assert ran.stderr == b""

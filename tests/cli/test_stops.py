@@ -29,8 +29,8 @@ SECRET = "sk-secret-0123456789abcdef0123456789abcdef"
 
 
 def letters(ran: Ran) -> list[dict[str, object]]:
-    path = ran.folder / "a.out.dead.jsonl"
-    return ran.rows("a.out.dead.jsonl") if path.exists() else []
+    path = ran.folder / "a.dead.jsonl"
+    return ran.rows("a.dead.jsonl") if path.exists() else []
 
 
 def test_one_wrong_flag_stops_the_run_before_it_burns_the_file(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_too_many_failures_stop_the_run_and_it_goes_on_where_more_are_allowed(tm
     assert [count.code, share.code, more.code] == [3, 3, 1]
     assert "more than --max-failures 7" in count.stderr
     assert "more than --max-failures 20%" in share.stderr
-    assert 50 <= len(share.rows("share.out.jsonl")) + len(share.rows("share.out.dead.jsonl")) < 150
+    assert 50 <= len(share.rows("share.out.jsonl")) + len(share.rows("share.dead.jsonl")) < 150
     assert [len(more.rows("a.out.jsonl")), len(letters(more))] == [100, 100]
 
 
@@ -161,7 +161,15 @@ def test_a_first_signal_waits_for_calls_in_flight_and_starts_no_new_ones(tmp_pat
     ])  # fmt: skip
 
     with started(
-        tmp_path, "a.jsonl", "-m", "fake/script?file=replies.jsonl&by=match", "-vv", "--grace", "60", "-c", "2"
+        tmp_path,
+        "a.jsonl",
+        "-m",
+        "fake/script?file=replies.jsonl&by=match",
+        "-vv",
+        "--grace",
+        "60",
+        "-c",
+        "2",
     ) as process:
         wait_for_settled(process, 1)
         process.send_signal(signal.SIGTERM)
@@ -254,6 +262,6 @@ def test_an_answer_that_is_no_answer_costs_its_record_alone(tmp_path: Path) -> N
 
     assert ran.code == 1
     assert ran.rows("a.out.jsonl") == []
-    told = [letter["error"] for letter in ran.rows("a.out.dead.jsonl")]
+    told = [letter["error"] for letter in ran.rows("a.dead.jsonl")]
     assert {error["kind"] for error in told} == {"exhausted", "invalid"}
     assert {error["cause"] for error in told} == {"html", "disconnected", "not_completion", "empty"}

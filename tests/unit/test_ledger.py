@@ -157,6 +157,17 @@ def test_a_failed_line_stands_in_the_output_beside_its_dead_letter(tmp_path: Pat
     assert orjson.loads(files.output.read_bytes().split(b"\n")[0])["error_kind"] == "refused"
 
 
+def test_a_line_that_a_dead_letter_lost_to_a_crash_is_written_on_recovery(tmp_path: Path) -> None:
+    files, shape = Files(tmp_path), Shape(merge_failed=True)
+    files.session([[done(2), dead(1), dead(0)]], finish=False, shape=shape)
+    whole = files.output.read_bytes()
+    files.output.write_bytes(whole[: whole.index(b"\n") + 9])
+    files.session([], shape=shape, complete=True, ordered=True)
+    lines = whole.splitlines(keepends=True)
+    assert files.output.read_bytes() == b"".join([lines[2], lines[1], lines[0]])
+    assert files.state().settled.watermark == 3
+
+
 def test_notes_are_kept_and_settle_nothing(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.session([[Note("spent", {"tokens": 3}), done(0)]], finish=False)

@@ -17,13 +17,20 @@ class Record:
     `seq` is its place among the non-blank lines of all inputs, from 0. `id` is the value of the id field,
     any JSON value but null, or `line-<n>`. `data` is the object parsed; `line` its bytes without line end
     or byte-order mark, which pass to the output by splicing and are never serialised anew. A line that is
-    no JSON object has `data = None` and appears in a `Dead` only.
+    no JSON object has `data = None` and appears in a `Dead` only. `turn` is its place among the records of
+    a later pass over some of them, None in the pass over the input itself.
     """
 
     seq: int
     id: Any
     data: dict[str, Any] | None
     line: bytes
+    turn: int | None = None
+
+    @property
+    def number(self) -> int:
+        """Its place among the records of this pass, by which progress is kept."""
+        return self.seq if self.turn is None else self.turn
 
     @property
     def unit(self) -> int:

@@ -19,6 +19,8 @@ from anyio._backends._asyncio import _threadpool_idle_workers, _threadpool_worke
 T = TypeVar("T")
 TURN = 1e-9
 """Seconds that a turn of the loop takes: time never stands quite still, as on a real clock."""
+END = 365 * 86400.0
+"""Seconds after which a run is taken for one that waits for ever."""
 
 
 def run(main: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -79,7 +81,7 @@ class _Jumping(selectors.DefaultSelector):
             return ready
         if not loop.watched or len(self.get_map()) > 1 or loop.threads():
             ready = super().select(timeout)
-        elif timeout is None:
+        elif timeout is None or loop.now > END:
             raise RuntimeError("a deadlock: nothing that is awaited can ever come")
         if not ready and timeout is not None:
             loop.now += timeout

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from batchllm.errors import ConfigError
+from batchllm.job import values
 from batchllm.job.settings import Job, Setting, settings
 
 IMPLICIT = "batchllm.toml"
@@ -98,7 +99,7 @@ def _from_file(
     if named is None and not path.is_file():
         return {}
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
         document = tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{named or IMPLICIT} is no TOML: {error}", "mend the line that it names") from None
@@ -138,19 +139,33 @@ def _unknown_key(key: str, origin: str, table: Mapping[str, Setting]) -> ConfigE
         return ConfigError(
             f"{origin}: {key} is for the command line only", f"give it as {table[name].flags[-1]}"
         )
+    if "key" in name or "token" in name or "secret" in name:
+        return ConfigError(
+            f"{origin}: unknown key {key!r}",
+            "secrets stay in the environment: name the variable that holds the key with api_key_env",
+        )
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else "the keys are the long options of batchllm run --help"
     return ConfigError(f"{origin}: unknown key {key!r}", hint)
 
 
 def _line_of(content: str, key: str) -> int:
-    """The line of a top-level key or table, from 1."""
+    """The line of a top-level key or table, from 1; what stands in a text over several lines is none."""
     name = re.escape(key)
     pattern = re.compile(rf"""^\s*(\[+\s*)?["']?{name}["']?\s*([=.\]]|$)""")
-    for number, line in enumerate(content.splitlines(), 1):
-        if pattern.match(line):
-            return number
+    lines = content.split("\n")
+    for number, line in enumerate(lines):
+        if pattern.match(line) and _is_whole("\n".join(lines[:number])):
+            return number + 1
     return 1
+
+
+def _is_whole(content: str) -> bool:
+    try:
+        tomllib.loads(content)
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
 
 
 def _read(setting: Setting, found: _Given) -> Any:
@@ -163,6 +178,8 @@ def _read(setting: Setting, found: _Given) -> Any:
             value = _file(value[1:], found.folder)
         if setting.name in ("input", "output", "dead_letter"):
             value = _anchored(value, found)
+    except values.Unshown as error:
+        raise ConfigError(f"{_named(setting, found)}: {error}", _hint(setting)) from None
     except ValueError as error:
         shown = value if isinstance(value, str) else json.dumps(value, default=str)
         if len(shown) > 60:

@@ -68,7 +68,12 @@ class Job:
         "place", None, values.text, "-o --output", "FILE", "Successes; - is stdout (default INPUT.out.jsonl)"
     )
     dead_letter: str | None = _files(
-        "place", None, values.text, "-d --dead-letter", "FILE", "Failures (default: the output's name with .dead.jsonl)"
+        "place",
+        None,
+        values.text,
+        "-d --dead-letter",
+        "FILE",
+        "Failures (default: the output's name with .dead.jsonl)",
     )
     input_format: str = _files(
         "meaning",
@@ -154,7 +159,7 @@ class Job:
         many=True,
     )
     base_url: str | None = _row(
-        None, "operation", values.text, "--base-url", "URL", "The server's address (default: the provider's)"
+        None, "operation", values.address, "--base-url", "URL", "The server's address (default: the provider's)"
     )
     api_key_env: str | None = _row(
         None,

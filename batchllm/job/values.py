@@ -10,6 +10,12 @@ import json
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
+
+
+class Unshown(ValueError):
+    """What was given may hold a secret: the message must not repeat it."""
+
 
 Reader = Callable[[Any], Any]
 
@@ -23,6 +29,15 @@ def text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("expected text in quotes")
     return value
+
+
+def address(value: Any) -> str:
+    """An http(s) URL without a user or password in it: such would end in files and logs."""
+    expected = "expected an address such as http://127.0.0.1:8000/v1, with no user or password in it"
+    parts = urlsplit(text(value))
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        raise Unshown(expected)
+    return str(value)
 
 
 def word(*words: str) -> Reader:

@@ -16,7 +16,7 @@ OUTPUT, DEAD, FAILED, NOTE = 1, 2, 3, 4
 SINK_OF = {OUTPUT: "output", FAILED: "output", DEAD: "dead", NOTE: "notes"}
 """The sink that holds the lines of a kind."""
 
-_FIELDS = struct.Struct("<QBxHIddIIId")
+_FIELDS = struct.Struct("<QQQBxHIddIIId")
 _CRC = struct.Struct("<I")
 SIZE = _FIELDS.size + _CRC.size
 """Bytes of an entry."""
@@ -26,10 +26,13 @@ SIZE = _FIELDS.size + _CRC.size
 class Entry:
     """`at` is Unix seconds, `latency` seconds of the answering call, `length` the line's bytes; never 0.
 
-    `calls` is how many the record took; `cost` in US dollars, NaN where the price is not known.
+    `number` is the record's place in the pass that settled it; `digest` tells whether it or what was asked
+    of it has changed since; `calls` is how many it took; `cost` in US dollars, NaN where no price is known.
     """
 
     unit: int
+    number: int
+    digest: int
     kind: int
     calls: int = 0
     length: int = 0
@@ -46,6 +49,8 @@ def pack(entry: Entry, line: bytes, generation: int) -> bytes:
     """The entry's bytes for this line."""
     fields = _FIELDS.pack(
         entry.unit,
+        entry.number,
+        entry.digest,
         entry.kind,
         min(entry.calls, 0xFFFF),
         len(line),

@@ -17,8 +17,8 @@ import orjson
 from batchllm.errors import ConfigError
 from batchllm.ledger.folder import RunFolder
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, SIZE, Entry, agrees, pack, unpack
-from batchllm.ledger.ordering import finish_swap
 from batchllm.ledger.settled import Settled
+from batchllm.ledger.swap import finish_swap
 from batchllm.model import Attempt, Dead, Done, Failure, Outcome, Position, Record, Reply, Trail, Usage
 from batchllm.summary import Summary
 
@@ -115,7 +115,7 @@ class Journal:
                 self.sinks["output"].append(lost)
         for entry, _ in valid:
             if entry.kind in (OUTPUT, DEAD):
-                state.settled.add(entry.unit)
+                state.settled.add(entry.number)
         return state
 
     def append(self, entries: bytes) -> None:

@@ -7,6 +7,7 @@ what comes after it is discarded, uncounted, and runs again on resume.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ Line = tuple[int, bytes]
 class Ledger:
     """Commits outcomes to `output` and `dead`; with a journal, so that they survive any end.
 
-    `durability` is none, batch or record. `position` tells where the source stands for a unit.
+    `durability` is none, batch or record. `meaning` is a digest of what is asked of each record, 16 bytes at
+    most. `position` tells where the source stands for a unit.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Ledger:
         *,
         journal: Journal | None,
         durability: str,
+        meaning: bytes = b"",
         position: Callable[[int], Position],
         observers: Sequence[Observer] = (),
     ) -> None:
@@ -64,6 +67,7 @@ class Ledger:
         self._stop = stop
         self._journal = journal
         self._durability = durability
+        self._meaning = meaning
         self._position = position
         self._observers = observers
         self._failed = False
@@ -72,8 +76,8 @@ class Ledger:
 
     async def room(self, last: Record | Dead) -> None:
         """Wait until a unit may be read: no more than the window above the oldest unsettled one."""
-        seq = last.record.seq if isinstance(last, Dead) else last.seq
-        while seq >= self.settled.watermark + WINDOW and not self._stop:
+        number = last.record.number if isinstance(last, Dead) else last.number
+        while number >= self.settled.watermark + WINDOW and not self._stop:
             self._advanced = anyio.Event()
             await self._advanced.wait()
 
@@ -140,20 +144,20 @@ class Ledger:
         entries: list[bytes] = []
         generation = self._journal.generation if self._journal is not None else 0
 
-        def put(name: str, kind: int, unit: int, line: bytes, outcome: Outcome | None) -> None:
+        def put(name: str, kind: int, line: bytes, outcome: Outcome | None) -> None:
             lines[name].append(line)
             if self._journal is not None:
-                entries.append(pack(_entry(unit, kind, outcome), line, generation))
+                entries.append(pack(_entry(kind, outcome, self._meaning), line, generation))
 
         for item in group:
             if isinstance(item, Note):
-                put("notes", NOTE, 0, dumps({"kind": item.kind} | item.body) + b"\n", None)
+                put("notes", NOTE, dumps({"kind": item.kind} | item.body) + b"\n", None)
             elif isinstance(item, Done):
-                put("output", OUTPUT, item.record.unit, output_line(item, self._shape), item)
+                put("output", OUTPUT, output_line(item, self._shape), item)
             else:
                 if self._shape.merge_failed:
-                    put("output", FAILED, item.record.unit, failed_line(item, self._shape), item)
-                put("dead", DEAD, item.record.unit, dead_line(item), item)
+                    put("output", FAILED, failed_line(item, self._shape), item)
+                put("dead", DEAD, dead_line(item), item)
         if self._journal is not None:
             self._journal.append(b"".join(entries))
             if lines["notes"]:
@@ -172,7 +176,7 @@ class Ledger:
         for item in group:
             if isinstance(item, Note):
                 continue
-            self.settled.add(item.record.unit)
+            self.settled.add(item.record.number)
             self.summary.add(item)
             for observer in self._observers:
                 observer.settled(item)
@@ -189,12 +193,14 @@ class Ledger:
         }
 
 
-def _entry(unit: int, kind: int, outcome: Outcome | None) -> Entry:
+def _entry(kind: int, outcome: Outcome | None, meaning: bytes) -> Entry:
     if outcome is None:
-        return Entry(unit, kind)
-    attempts, usage = outcome.trail.attempts, outcome.trail.usage
+        return Entry(0, 0, 0, kind)
+    record, attempts, usage = outcome.record, outcome.trail.attempts, outcome.trail.usage
     return Entry(
-        unit,
+        record.unit,
+        record.number,
+        digest_of(record.line, meaning),
         kind,
         calls=len(attempts),
         at=outcome.at,
@@ -203,6 +209,11 @@ def _entry(unit: int, kind: int, outcome: Outcome | None) -> Entry:
         output_tokens=usage.output_tokens,
         cached_tokens=usage.cached_tokens,
     )
+
+
+def digest_of(line: bytes, meaning: bytes) -> int:
+    """64 bits over a record's bytes and what was asked of it; `meaning` is 16 bytes at most."""
+    return int.from_bytes(blake2b(line, digest_size=8, key=meaning).digest(), "little")
 
 
 def _ledger_failed(error: OSError) -> LedgerFailed:

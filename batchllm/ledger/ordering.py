@@ -1,34 +1,36 @@
-"""Input order in the finished output: a merge through the index, committed by the snapshot that names it.
+"""Input order in the finished output: a merge through the index, committed by the document that names it.
 
-Copies of index and sinks in order of unit are written and synced beside the originals; a document
-`swap` then says that they replace them. Whoever opens the run finishes the renames, so every moment of a
-crash leaves either the old files or the new ones, index and sinks together.
+Copies of index and sinks in order of unit are written and synced beside the originals; `swap` then commits
+them. Memory stays flat: entries are sorted in runs of a bounded size, and the runs are merged.
 """
 
 from __future__ import annotations
 
 import heapq
 import os
+import struct
+import tempfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from batchllm.ledger.folder import sync_folder
-from batchllm.ledger.index import DEAD, OUTPUT, SINK_OF, SIZE, Entry, unpack
-from batchllm.ledger.settled import Settled
+from batchllm.ledger.index import SINK_OF, SIZE, Entry, unpack
+from batchllm.ledger.swap import Copies, commit
 
 if TYPE_CHECKING:
     from batchllm.ledger.journal import Journal
 
-_BLOCK = 4096 * SIZE
-_BUFFER = 1 << 20
-_SUFFIX = ".ordered"
+RUN = 1 << 16
+"""Entries that are sorted in memory at once."""
+
+_ROW = struct.Struct(">QBQI")
+_ROW_SIZE = _ROW.size + SIZE
+_READ = 256 * _ROW_SIZE
 
 
 def in_order(journal: Journal) -> bool:
     """Whether every sink's lines stand in order of unit already."""
     last = dict.fromkeys(journal.sinks, -1)
-    for entry, _ in _entries(journal):
+    for entry, _ in entries(journal):
         name = SINK_OF[entry.kind]
         if entry.unit < last[name]:
             return False
@@ -37,88 +39,62 @@ def in_order(journal: Journal) -> bool:
 
 
 def order(journal: Journal) -> None:
-    """Put sinks and index in order of unit. All units that were read must be settled."""
-    targets = {
-        name: path
-        for name, path in _targets(journal).items()
-        if name == "index" or journal.sinks[name].length
-    }
-    writers = {name: _Copy(path) for name, path in targets.items()}
-    offsets = dict.fromkeys(journal.sinks, 0)
-    heap: list[tuple[int, int, int, int, bytes]] = []
-    settled = Settled()
-
-    def emit() -> None:
-        _, kind, start, length, packed = heapq.heappop(heap)
-        name = SINK_OF[kind]
-        writers[name].write(journal.sinks[name].read(start, length))
-        writers["index"].write(packed)
-
-    try:
-        for entry, packed in _entries(journal):
-            name = SINK_OF[entry.kind]
-            heapq.heappush(heap, (entry.unit, entry.kind, offsets[name], entry.length, packed))
-            offsets[name] += entry.length
-            if entry.kind in (OUTPUT, DEAD):
-                settled.add(entry.unit)
-            while heap and heap[0][0] < settled.watermark:
-                emit()
-        while heap:
-            emit()
-        for writer in writers.values():
-            writer.finish()
-    except OSError:
-        for path in targets.values():
-            path.unlink(missing_ok=True)
-        raise
-    journal.folder.write("swap", {"names": sorted(targets)})
-    finish_swap(journal)
+    """Put sinks and index in order of unit, kind and age; harmless when repeated. Raises OSError."""
+    names = [name for name, sink in journal.sinks.items() if sink.length]
+    with (
+        Copies(journal, [*names, "index"]) as copies,
+        tempfile.TemporaryFile(dir=journal.folder.path) as spool,
+    ):
+        for row in _merged(spool, _runs(journal, spool)):
+            _, kind, start, length = _ROW.unpack_from(row)
+            name = SINK_OF[kind]
+            copies.write(name, journal.sinks[name].read(start, length))
+            copies.write("index", row[_ROW.size :])
+        copies.finish()
+    commit(journal)
 
 
-def finish_swap(journal: Journal) -> None:
-    """Do the renames that a `swap` document tells of; without one, remove half-written copies."""
-    targets = _targets(journal)
-    if journal.folder.read("swap") is None:
-        for path in targets.values():
-            path.unlink(missing_ok=True)
-        return
-    for name, path in targets.items():
-        sink = journal.index if name == "index" else journal.sinks[name]
-        if path.exists():
-            final = Path(os.path.realpath(sink.path))
-            path.rename(final)
-            sync_folder(final.parent)
-        sink.reopen()
-    (journal.folder.path / "swap").unlink()
-
-
-def _targets(journal: Journal) -> dict[str, Path]:
-    """Where the ordered copies stand: beside the real files, on the same file system."""
-    files = {"index": journal.index.path} | {name: sink.path for name, sink in journal.sinks.items()}
-    return {name: Path(os.path.realpath(path) + _SUFFIX) for name, path in files.items()}
-
-
-def _entries(journal: Journal) -> Iterator[tuple[Entry, bytes]]:
+def entries(journal: Journal) -> Iterator[tuple[Entry, bytes]]:
+    """Every entry of the index, with its bytes."""
     at, end = 0, journal.index.length
     while at < end:
-        block = journal.index.read(at, min(_BLOCK, end - at))
+        block = journal.index.read(at, min(4096 * SIZE, end - at))
         for number, entry in enumerate(unpack(block)):
             yield entry, block[number * SIZE : (number + 1) * SIZE]
         at += len(block)
 
 
-class _Copy:
-    """A file that is written in large pieces and synced at the end."""
+def _runs(journal: Journal, spool: BinaryIO) -> list[tuple[int, int]]:
+    """Sort the entries in runs into `spool`, each row with where its line is; the runs' bounds in bytes."""
+    offsets = dict.fromkeys(journal.sinks, 0)
+    rows: list[bytes] = []
+    bounds: list[tuple[int, int]] = []
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=_BUFFER)
-        original = Path(str(path).removesuffix(_SUFFIX))
-        path.chmod(original.stat().st_mode & 0o7777)
+    def flush() -> None:
+        rows.sort()
+        start = spool.tell()
+        spool.write(b"".join(rows))
+        bounds.append((start, spool.tell()))
+        rows.clear()
 
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
+    for entry, packed in entries(journal):
+        name = SINK_OF[entry.kind]
+        rows.append(_ROW.pack(entry.unit, entry.kind, offsets[name], entry.length) + packed)
+        offsets[name] += entry.length
+        if len(rows) == RUN:
+            flush()
+    flush()
+    spool.flush()
+    return bounds
 
-    def finish(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+
+def _merged(spool: BinaryIO, bounds: list[tuple[int, int]]) -> Iterator[bytes]:
+    return heapq.merge(*(_rows(spool.fileno(), start, end) for start, end in bounds))
+
+
+def _rows(handle: int, at: int, end: int) -> Iterator[bytes]:
+    while at < end:
+        block = os.pread(handle, min(_READ, end - at), at)
+        for start in range(0, len(block), _ROW_SIZE):
+            yield block[start : start + _ROW_SIZE]
+        at += len(block)

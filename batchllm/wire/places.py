@@ -94,13 +94,24 @@ def _check_target(name: str, path: str) -> None:
 
 
 def _check_distinct(named: list[tuple[str, str]]) -> None:
-    seen: dict[str, str] = {}
+    seen: dict[object, str] = {}
     for path, role in named:
-        if path == "-":
+        file = _identity(path, role)
+        if file is None:
             continue
-        real = os.path.realpath(path)
-        if real in seen:
-            both = f"{seen[real]} and {role}" if seen[real] != role else f"{role}, twice"
-            raise ConfigError(f"{path} is both {both}" if seen[real] != role else f"{path} is {both}",
-                              "give each its own file: -o FILE, -d FILE")  # fmt: skip
-        seen[real] = role
+        if file in seen:
+            name = {"input": "stdin", "output": "stdout"}[role] if path == "-" else path
+            both = f"{role}, twice" if seen[file] == role else f"both {seen[file]} and {role}"
+            raise ConfigError(f"{name} is {both}", "give each its own file: -o FILE, -d FILE")
+        seen[file] = role
+
+
+def _identity(path: str, role: str) -> object:
+    """What makes two names one file, links and redirections included; None for a pipe or a terminal."""
+    try:
+        facts = os.fstat(0 if role == "input" else 1) if path == "-" else Path(path).stat()
+    except OSError:
+        return None if path == "-" else os.path.realpath(path)
+    if path == "-" and not stat.S_ISREG(facts.st_mode):
+        return None
+    return facts.st_dev, facts.st_ino

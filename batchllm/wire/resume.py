@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from batchllm import __version__
 from batchllm.errors import ConfigError
@@ -61,7 +62,8 @@ def open_run(job: Job, places: Places, say: Say) -> Opened:
 
 
 def write_header(opened: Opened, job: Job, places: Places) -> None:
-    """The whole merged job into the run folder, without secrets: there are none in a Job."""
+    """The whole merged job into the run folder, less what may be secret in it."""
+    operation = {f.name: getattr(job, f.name) for f in fields(Job) if settings()[f.name].kind == "operation"}
     document = {
         "run_id": opened.run_id,
         "batchllm": __version__,
@@ -69,11 +71,17 @@ def write_header(opened: Opened, job: Job, places: Places) -> None:
         "output": str(Path(places.output).absolute()),
         "dead_letter": str(Path(places.dead_letter).absolute()),
         "meaning": _meaning(job, places),
-        "operation": {
-            f.name: getattr(job, f.name) for f in fields(Job) if settings()[f.name].kind == "operation"
-        },
+        "operation": operation | {"base_url": _without_secrets(job.base_url)},
     }
     opened.journal.folder.write("job.json", document)
+
+
+def _without_secrets(url: str | None) -> str | None:
+    """An address without its user, password and query, any of which may hold a key."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def discard(opened: Opened) -> None:

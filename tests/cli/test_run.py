@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from tests.running import ECHO, environment, names, run, rows, started, tickets, together, write
+from tests.running import ECHO, environment, names, rows, run, started, tickets, together, write
 from tests.serving import simulated
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -254,34 +254,31 @@ def test_cron_needs_no_terminal_no_environment_and_no_working_folder(tmp_path: P
     assert "\x1b" not in ran.stderr
 
 
-def test_progress_comes_as_log_lines_as_json_lines_or_not_at_all(tmp_path: Path) -> None:
-    for name in ("log", "json", "none", "quiet", "vv"):
+def test_progress_comes_as_log_lines_as_json_lines_or_as_events_alone(tmp_path: Path) -> None:
+    for name in ("log", "json", "events"):
         write(tmp_path / f"{name}.jsonl", [*tickets(20), {"id": "bad"}])
 
-    def ran(name: str, *args: str) -> str:
-        end = run(tmp_path, f"{name}.jsonl", *ECHO, *args)
-        assert (end.code, end.stdout) == (1, b"")
-        return end.stderr
+    log, lines, events = together(
+        lambda: run(tmp_path, "log.jsonl", *ECHO, "--progress", "log"),
+        lambda: run(tmp_path, "json.jsonl", *ECHO, "--progress", "json"),
+        lambda: run(tmp_path, "events.jsonl", *ECHO, "-q", "-vv"),
+    )
 
-    log = ran("log", "--progress", "log")
-    last = next(line for line in log.splitlines() if "21/21" in line)
+    assert [(ran.code, ran.stdout) for ran in (log, lines, events)] == [(1, b"")] * 3
+    last = next(line for line in log.stderr.splitlines() if "21/21" in line)
     assert re.match(r"\d\d:\d\d:\d\d 21/21 100% ok 20 failed 1 ", last)
-    assert "\x1b" not in log
-    lines = [json.loads(line) for line in ran("json", "--progress", "json").splitlines()]
+    assert "\x1b" not in log.stderr
+    figures = [json.loads(line) for line in lines.stderr.splitlines()]
     keys = {"operation", "processed", "total", "progress_pct", "succeeded", "failed", "success_rate"}
-    assert {*keys, "rate", "eta_s"} <= set(lines[0])
-    assert (lines[-1]["operation"], lines[-1]["processed"], lines[-1]["failed"]) == ("summary", 21, 1)
-    assert lines[-1]["failures"][0]["kind"] == "bad_input"
-    none = ran("none", "--progress", "none")
-    assert "21/21" not in none
-    assert "dead letters" in none
-    assert ran("quiet", "-q") == ""
-    events = [json.loads(line) for line in ran("vv", "-vv", "-q").splitlines() if line.startswith("{")]
-    kinds = [event["event"] for event in events]
+    assert {*keys, "rate", "eta_s"} <= set(figures[0])
+    assert (figures[-1]["operation"], figures[-1]["processed"], figures[-1]["failed"]) == ("summary", 21, 1)
+    assert figures[-1]["failures"][0]["kind"] == "bad_input"
+    told = [json.loads(line) for line in events.stderr.splitlines()]
+    kinds = [event["event"] for event in told]
     assert kinds.count("attempt") == 20
     assert kinds.count("settled") == 21
     assert (kinds[0], kinds[-1]) == ("run_started", "run_stopped")
-    assert all(STAMP.fullmatch(event["at"]) for event in events)
+    assert all(STAMP.fullmatch(event["at"]) for event in told)
 
 
 def test_a_run_that_is_asked_shows_its_progress_while_it_goes_on(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pipes: records from stdin as they come, answers to stdout and nothing else there, and readers that leave."""
+"""Pipes: records from stdin as they come, answers alone on stdout, and readers that leave."""
 
 from __future__ import annotations
 
@@ -78,6 +78,20 @@ def test_a_file_to_stdout_makes_no_run_folder_and_a_redirected_file_is_stdin(tmp
     assert named.code == 1
     assert len(named.stdout.splitlines()) == 3
     assert names(tmp_path) == {"a.jsonl", "out.jsonl", "stdin.dead.jsonl", "a.dead.jsonl"}
+
+
+def test_answers_are_never_appended_to_the_input_that_they_come_from(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", tickets(3))
+    script = 'exec "$@" >> a.jsonl'
+    shell = ["/bin/sh", "-c", script, "sh", *command("a.jsonl", "-o", "-", *ECHO)]
+
+    ran = subprocess.run(
+        shell, cwd=tmp_path, env=environment(tmp_path), capture_output=True, timeout=LONGEST_S
+    )
+
+    assert ran.returncode == 2
+    assert b"error: stdout is both input and output\nhint: " in ran.stderr
+    assert rows(tmp_path / "a.jsonl") == tickets(3)
 
 
 def test_a_reader_that_leaves_ends_the_run_with_141_and_without_a_word(tmp_path: Path) -> None:

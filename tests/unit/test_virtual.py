@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Awaitable, Callable
 
 import anyio
+import anyio.abc
 import pytest
 from anyio import to_thread
 
@@ -69,21 +71,17 @@ def test_a_thread_is_waited_for_and_no_timer_overtakes_it(limited: bool) -> None
 
 def test_a_socket_is_waited_for_and_no_timer_overtakes_it() -> None:
     async def main() -> bytes:
-        async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
-            port = listener.extra(anyio.abc.SocketAttribute.local_port)
-            with anyio.fail_after(3600):
-                await to_thread.run_sync(_say, port)
-                return got[0]
+        ours, theirs = socket.socketpair()
+        with theirs:
+            async with await anyio.abc.UNIXSocketStream.from_socket(ours) as stream:
+                threading.Timer(0.05, theirs.sendall, [b"sent"]).start()
+                with anyio.fail_after(60):
+                    return await stream.receive()
 
-    got: list[bytes] = []
-
-    def _say(port: int) -> None:
-        with socket.create_connection(("127.0.0.1", port), timeout=30):
-            got.append(b"connected")
-
-    assert virtual.run(main) == b"connected"
+    assert virtual.run(main) == b"sent"
 
 
-def test_a_deadlock_is_an_error() -> None:
+@pytest.mark.parametrize("wait", [anyio.sleep_forever, lambda: anyio.Event().wait()])
+def test_a_deadlock_is_an_error(wait: Callable[[], Awaitable[None]]) -> None:
     with pytest.raises(RuntimeError, match="deadlock"):
-        virtual.run(anyio.sleep_forever)
+        virtual.run(wait)

@@ -99,7 +99,7 @@ def failed_line_of(letter: bytes, shape: Shape) -> bytes:
     line = parts.get("record")
     record = Record(
         seq=orjson.loads(parts["seq"]),
-        id=orjson.loads(parts["id"]),
+        id=json.loads(parts["id"]),
         data=orjson.loads(line) if line is not None else None,
         line=line or b"",
     )
@@ -114,7 +114,7 @@ def stamp(at: float) -> str:
 
 
 def dumps(value: Any) -> bytes:
-    """JSON bytes; integers of any size, and half surrogate pairs as escapes."""
+    """JSON bytes; integers of any size, and U+FFFD for half a surrogate pair, which no strict reader takes."""
     try:
         return orjson.dumps(value)
     except TypeError:
@@ -122,7 +122,7 @@ def dumps(value: Any) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 def members(line: bytes) -> Iterator[tuple[str, bytes]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,8 +21,8 @@ class Provider(Protocol):
 class Source(Protocol):
     """Where records come from, in order of `seq`; lists of at most 1,024 records and 8 MiB."""
 
-    def chunks(self) -> AsyncIterator[list[Record | Dead]]:
-        """Yield records as soon as they are there; a bad line is a `Dead` in its place.
+    def chunks(self) -> AsyncGenerator[list[Record | Dead], None]:
+        """Yield records as soon as they are there; a bad line is a `Dead` in its place. Closed by who reads it.
 
         Raises InputFailed where an input breaks off.
         """

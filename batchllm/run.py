@@ -7,6 +7,7 @@ the engine drops what waits and settles what is in flight, the ledger commits al
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import anyio
@@ -51,9 +52,10 @@ async def _read(parts: Parts, inbox: MemoryObjectSendStream[list[Item]]) -> None
     async with inbox, anyio.create_task_group() as tasks:
         tasks.start_soon(_cancel_on, parts.stop.wait, tasks.cancel_scope)
         try:
-            async for chunk in parts.source.chunks():
-                await parts.ledger.room(chunk[-1])
-                await inbox.send(chunk)
+            async with aclosing(parts.source.chunks()) as chunks:
+                async for chunk in chunks:
+                    await parts.ledger.room(chunk[-1])
+                    await inbox.send(chunk)
         except FatalError as error:
             parts.stop.set(error)
         except anyio.BrokenResourceError:

@@ -227,6 +227,20 @@ class Summary:
             failed.count += 1
             failed.example(error.message)
 
+    def reopen(self, kind: str | None = None, cause: str = "") -> None:
+        """Uncount a record that will be asked again: a dead letter of this kind and cause, else a success.
+
+        Its calls and tokens stay counted: they were spent.
+        """
+        if kind is None:
+            self.succeeded -= 1
+            return
+        self.failed -= 1
+        key = (kind, cause) if (kind, cause) in self.failures else (kind, "other")
+        self.failures[key].count -= 1
+        if not self.failures[key].count:
+            del self.failures[key]
+
     @property
     def settled(self) -> int:
         """Records that have their outcome."""

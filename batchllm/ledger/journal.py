@@ -17,6 +17,7 @@ import orjson
 from batchllm.errors import ConfigError
 from batchllm.ledger.folder import RunFolder
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, SIZE, Entry, agrees, pack, unpack
+from batchllm.ledger.passes import Later, clean
 from batchllm.ledger.settled import Settled
 from batchllm.ledger.swap import finish_swap
 from batchllm.model import Attempt, Dead, Done, Failure, Outcome, Position, Record, Reply, Trail, Usage
@@ -40,7 +41,10 @@ class SinkFile(Protocol):
 
 @dataclass(slots=True)
 class State:
-    """What is settled, as far as snapshot and index tell. `position` is where to go on reading."""
+    """What is settled, as far as snapshot and index tell. `position` is where to go on reading.
+
+    With `later`, all of it is about a pass over that pass's own source.
+    """
 
     generation: int = 0
     settled: Settled = field(default_factory=Settled)
@@ -50,6 +54,7 @@ class State:
     finished: bool = False
     unfinished_line: str | None = None
     tail: list[tuple[Entry, bytes]] = field(default_factory=list)
+    later: Later | None = None
 
 
 @dataclass(slots=True)
@@ -97,7 +102,9 @@ class Journal:
             finished=document.get("finished", False) and not valid,
             unfinished_line=document.get("unfinished_line"),
             tail=valid,
+            later=Later.from_dict(document["later"]) if document.get("later") else None,
         )
+        clean(self, state.later)
         if self._keep_torn(walked, base) or lost:
             document |= {
                 "index_length": base,

@@ -19,6 +19,7 @@ from batchllm.errors import LedgerFailed, OutputClosed
 from batchllm.ledger.index import DEAD, FAILED, NOTE, OUTPUT, Entry, pack
 from batchllm.ledger.journal import Journal
 from batchllm.ledger.ordering import in_order, order
+from batchllm.ledger.passes import Later, end
 from batchllm.ledger.settled import WINDOW, Settled
 from batchllm.lines import Shape, dead_line, dumps, failed_line, output_line
 from batchllm.model import Dead, Done, Note, Outcome, Position, Record
@@ -39,6 +40,8 @@ Line = tuple[int, bytes]
 class Ledger:
     """Commits outcomes to `output` and `dead`; with a journal, so that they survive any end.
 
+    `later` is the pass that this session is for, None for the pass over the input.
+
     `durability` is none, batch or record. `meaning` is a digest of what is asked of each record, 16 bytes at
     most. `position` tells where the source stands for a unit.
     """
@@ -53,6 +56,7 @@ class Ledger:
         stop: Stop,
         *,
         journal: Journal | None,
+        later: Later | None = None,
         durability: str,
         meaning: bytes = b"",
         position: Callable[[int], Position],
@@ -66,6 +70,7 @@ class Ledger:
         self._shape = shape
         self._stop = stop
         self._journal = journal
+        self._later = later
         self._durability = durability
         self._meaning = meaning
         self._position = position
@@ -103,6 +108,10 @@ class Ledger:
         if journal is None or self._failed:
             return
         document = self._document() | {"finished": complete, "unfinished_line": unfinished_line}
+        if complete and self._later is not None:
+            at = self._later.position
+            document |= {"watermark": self._later.watermark, "above": "", "later": None}
+            document["position"] = [at.file, at.offset, at.line, at.seq]
         try:
             await to_thread.run_sync(self._finish, journal, document, ordered)
         except LedgerFailed as error:
@@ -117,6 +126,8 @@ class Ledger:
         if ordered and not in_order(journal):
             order(journal)
         journal.snapshot(document, sync)
+        if self._later is not None and document["finished"]:
+            end(journal, self._later)
 
     async def _commit(self, group: list[Outcome | Note]) -> None:
         if self._failed:
@@ -190,6 +201,7 @@ class Ledger:
             "position": [position.file, position.offset, position.line, position.seq],
             "inputs": self.inputs(position),
             "summary": self.summary.to_dict(),
+            "later": self._later.to_dict() if self._later is not None else None,
         }
 
 

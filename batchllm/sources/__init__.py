@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -105,7 +105,7 @@ class JsonlSource:
         here = self._blocks.taken(self._lines.offset) if self._blocks is not None else 0
         return self._bytes_before + here
 
-    async def chunks(self) -> AsyncIterator[list[Record | Dead]]:
+    async def chunks(self) -> AsyncGenerator[list[Record | Dead], None]:
         """Yield lists of at most 1,024 items and 8 MiB of lines, a longer line alone.
 
         Raises InputFailed where an input breaks off, after what came before; ConfigError where a pipe turns

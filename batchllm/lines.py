@@ -114,7 +114,7 @@ def stamp(at: float) -> str:
 
 
 def dumps(value: Any) -> bytes:
-    """JSON bytes; integers of any size, and U+FFFD for half a surrogate pair, which no strict reader takes."""
+    """JSON bytes; integers of any size, and U+FFFD for half a surrogate pair: strict readers take none."""
     try:
         return orjson.dumps(value)
     except TypeError:

@@ -22,7 +22,7 @@ class Source(Protocol):
     """Where records come from, in order of `seq`; lists of at most 1,024 records and 8 MiB."""
 
     def chunks(self) -> AsyncGenerator[list[Record | Dead], None]:
-        """Yield records as soon as they are there; a bad line is a `Dead` in its place. Closed by who reads it.
+        """Yield records as soon as they are there; a bad line is a `Dead` in its place. Its reader closes it.
 
         Raises InputFailed where an input breaks off.
         """

@@ -11,9 +11,11 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import orjson
 
 from batchllm.errors import ConfigError, InputFailed
 from batchllm.model import Dead, Failure, Position, Record, Trail
@@ -47,6 +49,7 @@ class JsonlSource:
 
     `start` is a position that an earlier run reached; `settled(unit)` says which records are left out;
     `limit` ends the input before the record of that number. `max_line` is in bytes, line end not counted.
+    `later` says that the lines are letters of an earlier pass of the run, whose records keep their `seq`.
     `clock` gives Unix seconds, for the letters of bad lines. Files are read `block_bytes` at a time; a place
     that `position` can name is kept every `mark_records` records or MiB.
 
@@ -66,6 +69,7 @@ class JsonlSource:
         start: Position = BEGINNING,
         limit: int | None = None,
         settled: Callable[[int], bool] | None = None,
+        later: bool = False,
         clock: Callable[[], float] = time.time,
         block_bytes: int = BLOCK_BYTES,
         mark_records: int = MARK_RECORDS,
@@ -84,6 +88,7 @@ class JsonlSource:
         self._max_line = max_line
         self._limit = limit
         self._settled = settled
+        self._later = later
         self._clock = clock
         self._block_bytes = block_bytes
         self._mark_records = mark_records
@@ -275,6 +280,8 @@ class JsonlSource:
                     self._finish()
                     return None
                 item = self._dead(line, bad)
+            if self._later:
+                item = self._of_later_pass(item, content)
         self._mark(line)
         self.records = seq + 1
         return item
@@ -286,6 +293,13 @@ class JsonlSource:
         if self.format is None:
             self.format = shape_of(data)
         return record_of(content, data, self.format, self.records, self._id_field, self._line_id(line))
+
+    def _of_later_pass(self, item: Record | Dead, letter: bytes) -> Record | Dead:
+        """The item under the `seq` that its letter tells; its place here is its turn."""
+        seq, turn = orjson.loads(letter)["seq"], self.records
+        if isinstance(item, Dead):
+            return replace(item, record=replace(item.record, seq=seq, turn=turn))
+        return replace(item, seq=seq, turn=turn)
 
     def _dead(self, line: Line, bad: BadLine) -> Dead:
         id = self._line_id(line) if bad.id is None else bad.id

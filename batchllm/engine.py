@@ -11,6 +11,7 @@ import re
 import signal
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 import anyio
 from anyio.abc import TaskGroup
@@ -69,15 +70,15 @@ class Engine:
                         watching.start_soon(self._heed_stop)
                         async with anyio.create_task_group() as tasks:
                             await self._feed(inbox, tasks)
-                        self._drop_pending()
                         watching.cancel_scope.cancel()
             finally:
+                self._drop_pending()
+                self.cancelled = self._running
                 self._closed = True
                 self._settled.set()
 
     def abort(self) -> None:
         """Give up what is in flight now: a second signal, or nowhere to write to."""
-        self.cancelled = max(self.cancelled, self._running)
         self._scope.cancel()
 
     async def _heed_stop(self) -> None:
@@ -94,20 +95,29 @@ class Engine:
 
     async def _feed(self, inbox: MemoryObjectReceiveStream[list[Item]], tasks: TaskGroup) -> None:
         async with inbox:
-            async for items in inbox:
-                if self._stop:
-                    self.dropped += len(items)
-                    continue
-                for item in items:
-                    if isinstance(item, Dead):
-                        await self._settle(item)
-                    else:
-                        self._pending.append(item)
-                self._rouse(tasks)
-                while len(self._pending) > self._most and not self._stop:
-                    self._hungry = anyio.Event()
-                    await self._hungry.wait()
+            try:
+                async for items in inbox:
+                    await self._unpack(items, tasks)
+            finally:
+                with suppress(anyio.WouldBlock, anyio.EndOfStream):
+                    while True:
+                        self.dropped += len(inbox.receive_nowait())
         self._end_of_feed()
+
+    async def _unpack(self, items: list[Item], tasks: TaskGroup) -> None:
+        """Hand a chunk to the workers; returns once they need another."""
+        if self._stop:
+            self.dropped += len(items)
+            return
+        for item in items:
+            if isinstance(item, Dead):
+                await self._settle(item)
+            else:
+                self._pending.append(item)
+        self._rouse(tasks)
+        while len(self._pending) > self._most and not self._stop:
+            self._hungry = anyio.Event()
+            await self._hungry.wait()
 
     def _end_of_feed(self) -> None:
         self._fed = True
@@ -140,18 +150,18 @@ class Engine:
             if len(self._pending) == self._most:
                 self._hungry.set()
             self._running += 1
+            outcome = None
             try:
                 outcome = await self._process(record, self._emit)
             except Stopped:
-                self.dropped += 1
-                continue
+                pass
             except FatalError as error:
-                self.dropped += 1
                 self._stop.set(error)
-                continue
-            finally:
-                self._running -= 1
-            await self._settle(outcome)
+            self._running -= 1  # not where it was cancelled: those are counted as given up
+            if outcome is None:
+                self.dropped += 1
+            else:
+                await self._settle(outcome)
 
     def _emit(self, note: Note) -> None:
         self._out.append(note)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import codecs
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from batchllm.model import Attempt, Dead, Done, Failure, Record, Trail, Usage
 
 LONGEST_RAW = 64 << 10
 """Characters of a raw answer that a dead letter holds."""
+
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]|[^\s,:\[\]{}"]++')
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,9 @@ def failed_line(dead: Dead, shape: Shape) -> bytes:
     fields = {"error_kind": dead.error.kind, "error_message": dead.error.message}
     if shape.emit == "merged" and dead.record.data is not None:
         return _merged(dead.record, fields) + b"\n"
+    if shape.emit == "openai-batch":
+        error = {"code": dead.error.kind, "message": dead.error.message}
+        return dumps(_batch_head(dead.record) | {"response": None, "error": error} | fields) + b"\n"
     line = dumps({"id": dead.record.id, "seq": dead.record.seq} | fields)
     if shape.keep and dead.record.data is not None and (kept := _kept(dead.record, shape.keep, fields)):
         line = line[:-1] + b"," + kept + b"}"
@@ -118,11 +124,33 @@ def dumps(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:
+        pass
+    try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        return b"".join(_pieces(value))
     try:
         return text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def _pieces(value: Any) -> Iterator[bytes]:
+    """JSON of a value nested deeper than the encoders go; bytes among `left` are JSON already."""
+    left = [value]
+    while left:
+        part = left.pop()
+        inside: list[Any] = []
+        if isinstance(part, dict):
+            for name, item in part.items():
+                inside += [b"," if inside else b"{", dumps(name), b":", item]
+            left += reversed([*(inside or [b"{"]), b"}"])
+        elif isinstance(part, list):
+            for item in part:
+                inside += [b"," if inside else b"[", item]
+            left += reversed([*(inside or [b"["]), b"]"])
+        else:
+            yield part if isinstance(part, bytes) else dumps(part)
 
 
 def members(line: bytes) -> Iterator[tuple[str, bytes]]:
@@ -131,12 +159,12 @@ def members(line: bytes) -> Iterator[tuple[str, bytes]]:
     The line must be valid JSON; costs tens of microseconds, so only for who needs the bytes.
     """
     text = line.decode()
-    decoder = json.JSONDecoder()
     at = _skip(text, text.index("{") + 1)
     while text[at] != "}":
-        name, at = decoder.raw_decode(text, at)
-        start = _skip(text, _skip(text, at) + 1)
-        _, at = decoder.raw_decode(text, start)
+        end = _end(text, at)
+        name = json.loads(text[at:end])
+        start = _skip(text, _skip(text, end) + 1)
+        at = _end(text, start)
         yield name, text[start:at].encode()
         at = _skip(text, at)
         if text[at] == ",":
@@ -146,6 +174,17 @@ def members(line: bytes) -> Iterator[tuple[str, bytes]]:
 def _skip(text: str, at: int) -> int:
     while text[at] in " \t\r\n":
         at += 1
+    return at
+
+
+def _end(text: str, at: int) -> int:
+    """Where the JSON value at `at` ends, however deep it goes."""
+    depth = 0
+    while token := _TOKEN.search(text, at):
+        at = token.end()
+        depth += (token[0] in "[{") - (token[0] in "]}")
+        if not depth:
+            break
     return at
 
 
@@ -182,14 +221,14 @@ def _merged(record: Record, fields: dict[str, Any]) -> bytes:
 
 def _batch_line(done: Done) -> bytes:
     """OpenAI's batch output line; `body` is the provider's answer as it came."""
-    record, reply = done.record, done.reply
-    line = {
-        "id": f"batch_req_{record.seq}",
-        "custom_id": record.id if isinstance(record.id, str) else dumps(record.id).decode(),
-        "response": {"status_code": 200, "request_id": reply.request_id, "body": reply.raw},
-        "error": None,
-    }
-    return dumps(line) + b"\n"
+    reply = done.reply
+    response = {"status_code": 200, "request_id": reply.request_id, "body": reply.raw}
+    return dumps(_batch_head(done.record) | {"response": response, "error": None}) + b"\n"
+
+
+def _batch_head(record: Record) -> dict[str, Any]:
+    custom_id = record.id if isinstance(record.id, str) else dumps(record.id).decode()
+    return {"id": f"batch_req_{record.seq}", "custom_id": custom_id}
 
 
 def _usage(usage: Usage) -> dict[str, int]:

@@ -20,7 +20,6 @@ from jinja2.utils import missing
 from batchllm.errors import BadInput, ConfigError
 
 DEFAULT_PROMPT = "{{ text }}"
-
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 _MAX_NAMES = 20
 _MAX_LINE = 120

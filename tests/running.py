@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ECHO = ("-m", "fake/echo")
-LONGEST_S = 90.0
+LONGEST_S = 60.0
 """Seconds after which a run hangs and the test fails; no run here takes a tenth of it."""
 
 Rows = list[dict[str, Any]]

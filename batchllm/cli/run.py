@@ -157,8 +157,7 @@ async def _run(live: Live, stop: Stop, observers: Sequence[Observer], kind: str)
                 )
             )
             await run_parts(live.parts)
-            ordered = live.job.ordered is not False and not live.places.on_stdout
-            await live.close(ordered=ordered)
+            await live.close()
             shown.cancel_scope.cancel()
         tasks.cancel_scope.cancel()
     for observer in observers:

@@ -178,6 +178,8 @@ def _read(setting: Setting, found: _Given) -> Any:
             value = _file(value[1:], found.folder)
         if setting.name in ("input", "output", "dead_letter"):
             value = _anchored(value, found)
+        elif not _is_utf8(value):
+            raise ValueError("expected UTF-8 text")
     except values.Unshown as error:
         raise ConfigError(f"{_named(setting, found)}: {error}", _hint(setting)) from None
     except ValueError as error:
@@ -188,6 +190,15 @@ def _read(setting: Setting, found: _Given) -> Any:
     except _Unreadable as error:
         raise ConfigError(f"{_named(setting, found)}: {error}", "check the path") from None
     return value
+
+
+def _is_utf8(value: Any) -> bool:
+    """Whether all text in a value is; what the shell gave as other bytes holds lone surrogates."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _named(setting: Setting, found: _Given) -> str:

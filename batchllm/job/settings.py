@@ -122,6 +122,30 @@ class Job:
         "LEVEL",
         "When files are synced against power loss: none, batch or record (default batch)",
     )
+    resume_by: str = _files(
+        "operation",
+        "position",
+        values.word("position", "id"),
+        "--resume-by",
+        "WHAT",
+        "How settled records are known again: position or id (default position)",
+    )
+    if_input_changed: str = _files(
+        "operation",
+        "new",
+        values.word("new", "refuse"),
+        "--if-input-changed",
+        "WHAT",
+        "Another input after a finished run: new or refuse (default new)",
+    )
+    on_change: str = _files(
+        "operation",
+        "refuse",
+        values.word("refuse", "redo"),
+        "--on-change",
+        "WHAT",
+        "A changed prompt or record: refuse, or redo what changed (default refuse)",
+    )
     ordered: bool | None = _files(
         "operation", None, values.flag, "--ordered/--unordered", None,
         "Input order in the finished output (default: files ordered, stdout unordered)",
@@ -138,7 +162,7 @@ class Job:
     prompt: str | None = _row(
         None,
         "meaning",
-        values.text,
+        values.template,
         "-p --prompt",
         "TEXT|@FILE",
         "Jinja2 over the record's fields (default {{ text }})",
@@ -159,7 +183,12 @@ class Job:
         many=True,
     )
     base_url: str | None = _row(
-        None, "operation", values.address, "--base-url", "URL", "The server's address (default: the provider's)"
+        None,
+        "operation",
+        values.address,
+        "--base-url",
+        "URL",
+        "The server's address (default: the provider's)",
     )
     api_key_env: str | None = _row(
         None,
@@ -211,6 +240,16 @@ class Job:
         "--max-stall",
         "DURATION",
         "Stop (exit 3) when nothing has succeeded so long (default 15m)",
+    )
+    deadline: float | None = _how(
+        None, values.duration, "--deadline", "DURATION", "Stop (exit 3) after so long, such as 2h"
+    )
+    rounds: int = _how(
+        0,
+        values.whole(0, 100),
+        "--rounds",
+        "N",
+        "Try what failed for transient reasons again after the full pass (default 0)",
     )
     grace: float = _how(
         4.0, values.number(0), "--grace", "S", "How long a first signal waits for calls in flight (default 4)"

@@ -31,10 +31,20 @@ def text(value: Any) -> str:
     return value
 
 
+def template(value: Any) -> str:
+    """A text that says something."""
+    if not text(value).strip():
+        raise ValueError("expected a text with something in it")
+    return str(value)
+
+
 def address(value: Any) -> str:
     """An http(s) URL without a user or password in it: such would end in files and logs."""
     expected = "expected an address such as http://127.0.0.1:8000/v1, with no user or password in it"
-    parts = urlsplit(text(value))
+    try:
+        parts = urlsplit(text(value))
+    except ValueError:
+        raise Unshown(expected) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
         raise Unshown(expected)
     return str(value)

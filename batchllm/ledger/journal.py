@@ -8,7 +8,7 @@ kept in the run folder, and what it can't explain is refused.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -125,6 +125,22 @@ class Journal:
                 state.settled.add(entry.number)
         return state
 
+    def adopt(self) -> State:
+        """Take over an output and dead letters that have no run folder: every line is settled.
+
+        Raises ConfigError where a line is not whole or no JSON.
+        """
+        self.index.truncate(0)
+        state = State()
+        for name, kind in (("output", OUTPUT), ("dead", DEAD)):
+            for line in _lines(self.sinks[name]):
+                number = state.settled.watermark
+                entry = Entry(number, number, 0, kind, calls=1, length=len(line))
+                self.index.append([pack(entry, line, self.generation)])
+                state.settled.add(number)
+                state.tail.append((entry, line if kind == DEAD else b""))
+        return state
+
     def append(self, entries: bytes) -> None:
         """Entries of a group, before its lines."""
         self.index.append([entries])
@@ -204,6 +220,31 @@ def _changed(path: str, what: str) -> ConfigError:
     return ConfigError(
         f"{path} was changed since the run wrote it: {what}",
         "put the file back as it was, or start over with --fresh (the old files are kept aside)",
+    )
+
+
+def _lines(sink: SinkFile) -> Iterator[bytes]:
+    """The lines of a sink, each with its newline, each checked to be a JSON object."""
+    at, rest = 0, b""
+    while block := sink.read(at, 1 << 20):
+        at += len(block)
+        *whole, rest = (rest + block).split(b"\n")
+        for line in whole:
+            yield _checked(sink.path, line) + b"\n"
+    if rest:
+        raise ConfigError(
+            f"{sink.path} ends in the middle of a line", "cut it off, or start over with --fresh"
+        )
+
+
+def _checked(path: str, line: bytes) -> bytes:
+    try:
+        if isinstance(orjson.loads(line), dict):
+            return line
+    except orjson.JSONDecodeError:
+        pass
+    raise ConfigError(
+        f"{path} holds a line that is no JSON object", "start over with --fresh, or another -o FILE"
     )
 
 

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchllm.ledger.folder import VERSION
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, Entry, pack
 from batchllm.ledger.ordering import entries
 from batchllm.ledger.swap import Copies, commit
@@ -74,12 +73,13 @@ def begin(
     position: Position,
     shape: str | None,
     job: dict[str, Any],
+    header: dict[str, Any] | None = None,
 ) -> int:
     """Open a generation whose source is `lines`; the records in it.
 
     `keep` says of each index entry what becomes of it: the entry to keep, with another unit if need be, or
     None to take its line out of the sink, which must be among those to `rewrite`; such lines are kept in the
-    run folder. Raises OSError.
+    run folder. `header` is the run's new job.json, where that changes too. Raises OSError.
     """
     generation = journal.generation + 1
     source = journal.folder.path / f"todo-{generation}"
@@ -104,7 +104,6 @@ def begin(
     lengths = {name: sink.length for name, sink in journal.sinks.items()} | copies.lengths
     index_length = lengths.pop("index")
     snapshot = {
-        "version": VERSION,
         "generation": generation,
         "index_length": index_length,
         "sinks": lengths,
@@ -112,7 +111,7 @@ def begin(
         "inputs": inputs,
         "later": later.to_dict(),
     }
-    commit(journal, snapshot)
+    commit(journal, {"snapshot": snapshot} | ({"job.json": header} if header is not None else {}))
     journal.generation = generation
     return records
 

@@ -46,6 +46,11 @@ class Settled:
             mark += 1
         self.watermark = mark
 
+    @property
+    def count(self) -> int:
+        """How many units are settled."""
+        return self.watermark + sum(self._flags)
+
     def above(self) -> str:
         """The units done above the watermark, as text for a snapshot."""
         if self._top <= self.watermark:

@@ -1,7 +1,7 @@
 """Replacing index and sinks together: copies beside the originals, and one document that commits them.
 
 Copies are written and synced first; then the document `swap` says that they replace the originals, and may
-bring the snapshot that goes with them. Whoever opens the run finishes what it says, so every moment of a
+bring the documents that go with them. Whoever opens the run finishes what it says, so every moment of a
 crash leaves either the old files or the new ones, all together.
 """
 
@@ -58,9 +58,9 @@ class Copies:
                 path.unlink(missing_ok=True)
 
 
-def commit(journal: Journal, snapshot: dict[str, Any] | None = None) -> None:
-    """Let the copies that are there replace their originals, with the snapshot that goes with them."""
-    journal.folder.write("swap", {"snapshot": snapshot})
+def commit(journal: Journal, documents: dict[str, dict[str, Any]] | None = None) -> None:
+    """Let the copies that are there replace their originals; `documents` of the run folder go along."""
+    journal.folder.write("swap", {"documents": documents or {}})
     finish_swap(journal)
 
 
@@ -82,8 +82,8 @@ def finish_swap(journal: Journal) -> None:
         return
     for name in ("index", *journal.sinks):
         _file(journal, name).reopen()
-    if swap.get("snapshot") is not None:
-        journal.folder.write("snapshot", swap["snapshot"])
+    for name, document in swap["documents"].items():
+        journal.folder.write(name, document)
     (journal.folder.path / "swap").unlink()
 
 

@@ -1,1 +1,1 @@
-""""""
+"""Whatever answers: services, fakes and the local model, one file each, found by name in `wire.registry`."""

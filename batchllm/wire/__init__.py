@@ -1,10 +1,12 @@
 """The composition root: a Job becomes live objects. The only room that imports concretions.
 
-`places` decides which files a run uses, `resume` whether it may go on where an earlier one stopped,
-`registry` which provider a name means, and `build` puts the parts together.
+`places` decides which files a run uses, `opening` opens its folder, `resume` says whether it may go on where
+an earlier one stopped, `later` which records are asked again, `registry` which provider a name means,
+`asking` what is asked; `build` puts the parts together into a `Live`.
 """
 
-from batchllm.wire.build import Finished, Live, build
+from batchllm.wire.build import Again, build
+from batchllm.wire.live import Finished, Live
 from batchllm.wire.registry import PROVIDERS, provider_of
 
-__all__ = ["PROVIDERS", "Finished", "Live", "build", "provider_of"]
+__all__ = ["PROVIDERS", "Again", "Finished", "Live", "build", "provider_of"]

@@ -8,105 +8,50 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 
 from batchllm.engine import Engine, FailureWatch, workers_for
-from batchllm.errors import BadInput, ConfigError
+from batchllm.errors import ConfigError
 from batchllm.job import Job, Loaded
-from batchllm.layers.gated import Gate, Gated, RateLimiter
-from batchllm.layers.retrying import Retrying
-from batchllm.layers.structured import Structured
-from batchllm.layers.traced import Traced
-from batchllm.ledger import Ledger, Settled, restore
+from batchllm.layers.gated import Gate, RateLimiter
+from batchllm.ledger import Ledger, Settled, State, restore
 from batchllm.lines import Shape
-from batchllm.model import Dead, Position, Record
-from batchllm.pipeline import Pipeline, Render
-from batchllm.ports import Observer, Provider
-from batchllm.prompt import DEFAULT_PROMPT, Prompt, explain_missing, missing_fields
+from batchllm.pipeline import Pipeline
+from batchllm.ports import Observer
 from batchllm.run import Parts
-from batchllm.schema import Schema
 from batchllm.sinks import JsonlFile, Stdout
-from batchllm.sources import JsonlSource, check_inputs, fingerprint
+from batchllm.sources import JsonlSource, check_inputs
 from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.transport import raise_descriptor_limit
+from batchllm.wire.asking import Asking, asking, same_failure_hint
+from batchllm.wire.later import again, meaning_digest, prints_of, replan
+from batchllm.wire.live import Finished, Live
+from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, write_header
 from batchllm.wire.places import Places, places
-from batchllm.wire.registry import Chosen, provider_of
-from batchllm.wire.resume import Opened, Say, discard, move_old_letters, open_run, write_header
+from batchllm.wire.resume import move_old_letters, open_run
 
 SPARE_DESCRIPTORS = 64
 """Files and pipes beside one connection for each call in flight."""
 
 
-@dataclass(slots=True)
-class Live:
-    """A run that is ready to go; also what the ui samples while it goes (see `ui.View`)."""
-
-    job: Job
-    places: Places
-    model: str
-    parts: Parts
-    source: JsonlSource
-    ledger: Ledger
-    gate: Gate
-    skipped: int
-    run_id: str
-    opened: Opened | None
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def summary(self) -> Summary:
-        """The totals of what is committed, earlier sessions included."""
-        return self.ledger.summary
-
-    def total(self) -> tuple[int | None, bool]:
-        """Records expected in all; exact once the input has been read to its end, else from bytes."""
-        source, limit = self.source, self.job.limit
-        if source.ended:
-            return source.records, True
-        if source.total_bytes is None or not source.read_bytes or not source.records:
-            return (limit, False) if limit else (None, False)
-        expected = round(source.records * source.total_bytes / source.read_bytes)
-        return (min(expected, limit), False) if limit else (expected, False)
-
-    def in_flight(self) -> int:
-        """Calls in flight now."""
-        return self.gate.in_flight
-
-    def waiting(self) -> str | None:
-        """Why it is slow now."""
-        return self.gate.waits()
-
-    @property
-    def complete(self) -> bool:
-        """Whether every record of the input is settled."""
-        source = self.source
-        return source.ended and self.ledger.settled.watermark >= source.records and not self._cut_short()
-
-    def _cut_short(self) -> bool:
-        return self.job.limit is not None and self.source.records >= self.job.limit
-
-    async def close(self, *, ordered: bool) -> None:
-        """Finish the ledger's files. `ordered` asks for input order once all that was read is settled."""
-        unfinished = self.source.unfinished
-        line = f"{unfinished[0]} line {unfinished[1]}" if unfinished else None
-        settled = self.source.ended and self.ledger.settled.watermark >= self.source.records
-        await self.ledger.finish(complete=self.complete, ordered=ordered and settled, unfinished_line=line)
-        if self.opened is not None:
-            self.opened.journal.close()
-
-
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """An earlier session settled everything: there is nothing to run."""
+class Again:
+    """Dead letters are to be tried again: those of `kinds`, all where there are none.
 
-    places: Places
-    summary: Summary
-    unfinished_line: str | None
+    `changes` are the settings of that pass which differ from the run's own.
+    """
+
+    kinds: tuple[str, ...] = ()
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def chooses(self, error: dict[str, Any]) -> bool:
+        """Whether a letter with this `error` is among them."""
+        return not self.kinds or error["kind"] in self.kinds
 
 
 async def build(
@@ -118,173 +63,183 @@ async def build(
     terminal: bool,
     say: Say,
     observers: Sequence[Observer] = (),
+    retry: Again | None = None,
 ) -> Live | Finished:
     """Wire a run. `stack` will hold what must be closed after it; `say` tells people of moved files.
 
-    Raises ConfigError and InUse; nothing has been called then, and no file of an earlier run is changed.
+    With `retry`, the run is a pass over the dead letters of a finished run. Raises ConfigError and InUse;
+    nothing has been called then, and no file of an earlier run is changed.
     """
-    job = loaded.job
-    where = places(job)
-    check_inputs(where.inputs)
-    chosen = provider_of(loaded, environ, terminal=terminal)
-    schema = Schema.load(job.schema, loaded.origin("schema")) if job.schema is not None else None
-    prompt = Prompt(
-        job.prompt or DEFAULT_PROMPT,
-        job.system,
-        prompt_name=loaded.origin("prompt"),
-        system_name=loaded.origin("system"),
-    )
-    if where.on_stdout and job.ordered:
-        raise ConfigError("--ordered needs an output file: stdout is written as answers come", "give -o FILE")
-    _check_descriptors(job)
-
-    opened = None if where.on_stdout else open_run(job, where, say)
-    if opened is None:
+    where = places(loaded.job)
+    if retry is None:
+        check_inputs(where.inputs)
+    asked = asking(loaded, environ, terminal=terminal)
+    _check_descriptors(loaded.job)
+    if where.on_stdout:
+        if loaded.job.ordered:
+            raise ConfigError(
+                "--ordered needs an output file: stdout is written as answers come", "give -o FILE"
+            )
+        live = await _assemble(asked, where, None, stop, observers, stack)
         move_old_letters(where, say)
-    elif _nothing_to_do(opened, where):
-        finished = Finished(where, restore(opened.state), opened.state.unfinished_line)
-        opened.journal.close()
-        return finished
-    with ExitStack() as undo:
-        if opened is not None:
+    else:
+        opened = (
+            open_run(loaded.job, where, say) if retry is None else _open_again(loaded.job, where, retry, say)
+        )
+        with ExitStack() as undo:
             undo.callback(discard, opened)
-        live = await _assemble(job, where, chosen, schema, prompt, stop, opened, observers, stack)
-        undo.pop_all()
-    if chosen.warning:
-        live.warnings.append(chosen.warning)
+            if opened.replan is not None:
+                await replan(opened, loaded.job, where)
+            if _nothing_to_do(opened, where, retry):
+                return Finished(where, restore(opened.state), opened.state.unfinished_line)
+            if opened.state.later is not None and opened.state.later.job:
+                loaded = replace(loaded, job=replace(loaded.job, **opened.state.later.job))
+                asked = asking(loaded, environ, terminal=terminal)
+            live = await _assemble(asked, where, opened, stop, observers, stack)
+            undo.pop_all()
+    if asked.chosen.warning:
+        live.warnings.append(asked.chosen.warning)
     return live
 
 
-def _nothing_to_do(opened: Opened, where: Places) -> bool:
+def _open_again(job: Job, where: Places, retry: Again, say: Say) -> Opened:
+    """Open a finished run for its dead letters, or one whose pass over them was cut short."""
+    opened = open_folder(job, where, say)
+    with ExitStack() as undo:
+        undo.callback(discard, opened)
+        state = opened.state
+        if opened.new:
+            raise ConfigError(f"there is no run of {where.output}", "batchllm run comes first")
+        if state.later is not None:
+            say("an earlier pass over some records was cut short: finishing that one first")
+        elif not state.finished:
+            raise ConfigError(
+                f"the run of {where.output} is not finished", "run its own command again first, then retry"
+            )
+        else:
+            again(opened, retry.chooses, retry.changes)
+        undo.pop_all()
+    return opened
+
+
+def _nothing_to_do(opened: Opened, where: Places, retry: Again | None) -> bool:
     """Whether the run is finished and its files hold nothing new."""
     state = opened.state
-    if not state.finished or "-" in where.inputs or len(state.inputs) != len(where.inputs):
+    if not state.finished or retry is not None:
+        return state.finished
+    if "-" in where.inputs or len(state.inputs) != len(where.inputs):
         return False
     paths = zip(where.inputs, state.inputs, strict=True)
     return all(Path(path).stat().st_size == known["size"] for path, known in paths)
 
 
 async def _assemble(
-    job: Job,
+    asked: Asking,
     where: Places,
-    chosen: Chosen,
-    schema: Schema | None,
-    prompt: Prompt,
-    stop: Stop,
     opened: Opened | None,
+    stop: Stop,
     observers: Sequence[Observer],
     stack: AsyncExitStack,
 ) -> Live:
-    state = opened.state if opened is not None else None
-    settled = state.settled if state is not None else Settled()
-    summary = restore(state) if state is not None else Summary()
-    source = JsonlSource(
-        where.inputs,
-        id_field=job.id_field,
-        max_line=job.max_line,
-        input_format=job.input_format,
-        start=state.position if state is not None else Position(),
-        limit=job.limit,
-        settled=settled.__contains__,
-    )
+    job = asked.job
+    state = opened.state if opened is not None else State(settled=Settled())
+    summary = restore(state)
+    source = _source(job, where, opened, state)
     stack.callback(source.close)
-    first = await source.peek(lambda records: not missing_fields(prompt.fields, _objects(records)))
-    raw = source.format == "openai-batch"
+    first = await source.peek(asked.enough)
+    shape = state.later.shape if state.later is not None else source.format
+    raw = shape == "openai-batch"
     if not raw and (opened is None or opened.new):
-        _check_fields(job, prompt, first)
-    if opened is not None:
-        write_header(opened, job, where)
-    provider = await stack.enter_async_context(chosen.connect(chosen.spec))
+        asked.check_fields(first)
+    if opened is not None and state.later is None:
+        write_header(opened, job, where, shape)
+    provider = await stack.enter_async_context(asked.chosen.connect(asked.chosen.spec))
     ceiling = getattr(provider, "ceiling", None)
     window = min(job.concurrency, ceiling) if ceiling else job.concurrency
-    gate = Gate(
-        anyio.CapacityLimiter(window),
-        RateLimiter(job.rpm, job.tpm, stop),
-        stop,
-        max_stall=job.max_stall,
-        observers=observers,
-    )
+    limiter = RateLimiter(job.rpm, job.tpm, stop)
+    gate = Gate(anyio.CapacityLimiter(window), limiter, stop, max_stall=job.max_stall, observers=observers)
     run_id = opened.run_id if opened is not None else os.urandom(8).hex()
     pipeline = Pipeline(
-        _stack(provider, job, schema, gate, stop, observers),
-        _batch_body if raw else _renderer(prompt, job),
-        model=chosen.model,
+        asked.stack(provider, gate, stop, observers),
+        asked.render(raw=raw),
+        model=asked.chosen.model,
         schema=job.schema,
         raw=raw,
         run_id=run_id,
-        generation=state.generation if state is not None else 0,
+        generation=state.generation,
         record_timeout=job.record_timeout,
     )
-    watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=_same_failure_hint)
+    watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
     engine = Engine(pipeline, workers_for(window), stop, watch, job.grace)
-    ledger = Ledger(
-        Stdout() if opened is None else opened.journal.sinks["output"],
-        JsonlFile(where.dead_letter, lazy=True) if opened is None else opened.journal.sinks["dead"],
-        Shape(job.emit, job.keep, job.merge_failed),
-        summary,
-        settled,
-        stop,
-        journal=opened.journal if opened is not None else None,
-        durability=job.durability,
-        position=source.position,
-        observers=observers,
-    )
-    ledger.inputs = lambda position: [
-        fingerprint(path, position.offset if number == position.file else -1)
-        for number, path in enumerate(where.inputs)
-    ]
+    ledger = _ledger(job, where, opened, summary, state, stop, source, observers)
     return Live(
         job=job,
         places=where,
-        model=chosen.model,
+        model=asked.chosen.model,
         parts=Parts(source, engine, ledger, stop),
         source=source,
         ledger=ledger,
         gate=gate,
         skipped=summary.settled,
+        before=summary.settled - state.settled.count,
         run_id=run_id,
         opened=opened,
     )
 
 
-def _stack(
-    provider: Provider, job: Job, schema: Schema | None, gate: Gate, stop: Stop, observers: Sequence[Observer]
-) -> Provider:
-    """The stage's stack, outermost first: Structured(Retrying(Gated(Traced(provider))))."""
-    traced = Traced(provider, observers)
-    gated = Gated(traced, gate)
-    retrying = Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=stop, witness=gate)
-    return Structured(retrying, schema=schema, repair=job.repair, stop=stop)
+def _source(job: Job, where: Places, opened: Opened | None, state: State) -> JsonlSource:
+    """The inputs from where they are settled on, or the letters of a later pass."""
+    if opened is not None and state.later is not None:
+        return JsonlSource(
+            [str(opened.journal.folder.path / state.later.source)],
+            id_field=job.id_field,
+            max_line=2 * job.max_line + (1 << 20),
+            input_format="dead",
+            start=state.position,
+            settled=state.settled.__contains__,
+            later=True,
+        )
+    return JsonlSource(
+        where.inputs,
+        id_field=job.id_field,
+        max_line=job.max_line,
+        input_format=job.input_format,
+        start=state.position,
+        limit=job.limit,
+        settled=state.settled.__contains__,
+    )
 
 
-def _renderer(prompt: Prompt, job: Job) -> Render:
-    params = dict(job.param)
-
-    def render(data: dict[str, Any]) -> dict[str, Any]:
-        return {"messages": prompt.messages(data), **params}
-
-    return render
-
-
-def _batch_body(data: dict[str, Any]) -> dict[str, Any]:
-    body, url = data.get("body"), data.get("url")
-    if not isinstance(body, dict):
-        raise BadInput("the batch line's body is no JSON object", cause="not_an_object")
-    if url not in ("/v1/chat/completions", "/chat/completions"):
-        raise BadInput(f"the batch line's url {url!r} is none that can be sent here", cause="url")
-    return body
-
-
-def _objects(records: Sequence[Record]) -> list[dict[str, Any]]:
-    return [record.data for record in records if record.data is not None]
-
-
-def _check_fields(job: Job, prompt: Prompt, first: Sequence[Record]) -> None:
-    """A template field that none of the first records has is a mistake in the template."""
-    objects = _objects(first)
-    missing = missing_fields(prompt.fields, objects) if objects else []
-    if missing:
-        raise explain_missing(missing, objects, default_prompt=job.prompt is None)
+def _ledger(
+    job: Job,
+    where: Places,
+    opened: Opened | None,
+    summary: Summary,
+    state: State,
+    stop: Stop,
+    source: JsonlSource,
+    observers: Sequence[Observer],
+) -> Ledger:
+    meaning = opened.header["meaning"] if opened is not None else meaning_of(job, where)
+    ledger = Ledger(
+        Stdout() if opened is None else opened.journal.sinks["output"],
+        JsonlFile(where.dead_letter, lazy=True) if opened is None else opened.journal.sinks["dead"],
+        Shape(job.emit, job.keep, job.merge_failed),
+        summary,
+        state.settled,
+        stop,
+        journal=opened.journal if opened is not None else None,
+        later=state.later,
+        durability=job.durability,
+        meaning=meaning_digest(meaning),
+        position=source.position,
+        observers=observers,
+    )
+    if state.later is not None:
+        ledger.inputs = lambda position: state.inputs
+    else:
+        ledger.inputs = lambda position: prints_of(where.inputs, position)
+    return ledger
 
 
 def _check_descriptors(job: Job) -> None:
@@ -295,12 +250,3 @@ def _check_descriptors(job: Job) -> None:
             f"--concurrency {job.concurrency} needs {needed} open files, this system allows {allowed}",
             f"ulimit -n {needed}, or -c {max(1, allowed - SPARE_DESCRIPTORS)}",
         )
-
-
-def _same_failure_hint(dead: Dead) -> str | None:
-    message = dead.error.message
-    if dead.error.kind == "exhausted":
-        return "check that the server runs and that --base-url is right, then run the same command again"
-    if "max_completion_tokens" in message:
-        return "this model wants --param max_completion_tokens=N"
-    return "mend the parameter or the schema that it names, then run again with --fresh"

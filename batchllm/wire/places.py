@@ -39,6 +39,7 @@ def places(job: Job) -> Places:
     dead = job.dead_letter or _default_dead(inputs[0], output)
     if dead == "-":
         raise ConfigError("dead letters can't go to stdout", "give a file: -d FILE")
+    _check_names([*inputs, output, dead])
     for name, path in (("output", output), ("dead-letter file", dead)):
         _check_target(name, path)
     _check_distinct([*((path, "input") for path in inputs), (output, "output"), (dead, "dead-letter file")])
@@ -91,6 +92,16 @@ def _check_target(name: str, path: str) -> None:
         raise ConfigError(
             f"can't write the {name} {path}: permission denied", "choose another: -o FILE, -d FILE"
         )
+
+
+def _check_names(paths: list[str]) -> None:
+    """Names are kept in JSON, which holds Unicode alone."""
+    for path in paths:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            shown = path.encode(errors="backslashreplace").decode()
+            raise ConfigError(f"the file name {shown} is not UTF-8", "rename it, or pipe it in") from None
 
 
 def _check_distinct(named: list[tuple[str, str]]) -> None:

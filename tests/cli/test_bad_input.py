@@ -94,6 +94,23 @@ def test_each_bad_line_is_a_dead_letter_with_its_place_and_the_run_goes_on(tmp_p
     assert "cut" not in json.dumps(ran.rows("a.dead.jsonl")), "the last line is read again once it is whole"
 
 
+def test_a_record_nested_without_end_costs_no_other_record(tmp_path: Path) -> None:
+    lines = [
+        b'{"id": ' + b"[" * deep + b"]" * deep + b', "text": "deep"}' for deep in (300, 900, 1000, 1020, 5000)
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b'{"id": "flat", "text": "x"}']))
+
+    ran = run(tmp_path, "a.jsonl", *ECHO, "--keep", "id")
+
+    assert ran.code == 1
+    settled = [
+        *(tmp_path / "a.out.jsonl").read_bytes().splitlines(),
+        *(tmp_path / "a.dead.jsonl").read_bytes().splitlines(),
+    ]
+    assert len(settled) == 6
+    assert b'{"id":"flat","seq":5,' in settled[-2]
+
+
 def test_a_last_line_without_its_end_counts_when_it_is_whole_and_waits_when_it_is_not(tmp_path: Path) -> None:
     (tmp_path / "whole.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b"}')
     (tmp_path / "cut.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b')

@@ -176,12 +176,15 @@ def test_an_openai_batch_file_is_sent_as_it_stands_and_answered_in_kind(tmp_path
     with simulated() as server:
         ran = run(
             tmp_path, "batch.jsonl", "-m", "openai/any", "--base-url", server.url,
-            "--emit", "openai-batch", "--repair", "0",
+            "--emit", "openai-batch", "--merge-failed", "--repair", "0",
         )  # fmt: skip
 
     assert ran.code == 1
-    (answer,) = ran.rows("batch.out.jsonl")
+    answer, *failed = ran.rows("batch.out.jsonl")
     assert list(answer) == ["id", "custom_id", "response", "error"]
+    assert [(row["custom_id"], row["response"], row["error"]["code"]) for row in failed] == [
+        ("b", None, "bad_input"), ("c", None, "invalid"),
+    ]  # fmt: skip
     assert (answer["custom_id"], answer["error"], answer["response"]["status_code"]) == ("a", None, 200)
     assert answer["response"]["body"]["model"] == "theirs"
     assert answer["response"]["body"]["choices"][0]["message"]["content"] == "echo: one"

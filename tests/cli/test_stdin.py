@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 from pathlib import Path
@@ -92,6 +93,39 @@ def test_answers_are_never_appended_to_the_input_that_they_come_from(tmp_path: P
     assert ran.returncode == 2
     assert b"error: stdout is both input and output\nhint: " in ran.stderr
     assert rows(tmp_path / "a.jsonl") == tickets(3)
+
+
+def test_another_stdin_after_a_finished_run_is_never_taken_for_the_one_that_was_settled(
+    tmp_path: Path,
+) -> None:
+    command = ("-", *ECHO, "-o", "out.jsonl")
+    monday = run(tmp_path, *command, stdin=b'{"text": "monday 1"}\n{"text": "monday 2"}\n')
+    again = run(tmp_path, *command, stdin=b'{"text": "monday 1"}\n{"text": "monday 2"}\n')
+    old = (tmp_path / "out.jsonl").read_bytes()
+    tuesday = run(
+        tmp_path, *command, stdin=b'{"text": "tuesday 1"}\n{"text": "tuesday 2"}\n{"text": "tuesday 3"}\n'
+    )
+
+    assert [monday.code, again.code] == [0, 0]
+    if tuesday.code == 2:
+        assert (tmp_path / "out.jsonl").read_bytes() == old
+        assert "--fresh" in tuesday.hint
+    else:
+        answers = [row["output"] for row in tuesday.rows("out.jsonl")]
+        assert (tuesday.code, answers) == (0, [f"echo: tuesday {n}" for n in (1, 2, 3)])
+
+
+def test_a_named_pipe_is_read_like_any_other(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    write(tmp_path / "a.jsonl", tickets(3))
+    with subprocess.Popen(["/bin/sh", "-c", "exec cat a.jsonl > pipe.jsonl"], cwd=tmp_path) as writer:
+        try:
+            ran = run(tmp_path, "pipe.jsonl", *ECHO, "-o", "o.jsonl")
+        finally:
+            writer.kill()
+
+    assert ran.code == 0
+    assert [row["output"] for row in ran.rows("o.jsonl")] == [f"echo: ticket 0000{n} ok" for n in range(3)]
 
 
 def test_a_reader_that_leaves_ends_the_run_with_141_and_without_a_word(tmp_path: Path) -> None:

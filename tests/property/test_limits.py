@@ -37,7 +37,7 @@ def admitted(rate: list[float], asks: list[tuple[float, list[float]]]) -> list[t
 
 
 @given(demands())
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_no_window_of_time_admits_more_than_its_rate_and_one_burst(
     case: tuple[list[float], list[tuple[float, list[float]]]],
 ) -> None:
@@ -54,7 +54,7 @@ def test_no_window_of_time_admits_more_than_its_rate_and_one_burst(
 
 
 @given(demands())
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_one_wait_as_told_is_enough(case: tuple[list[float], list[tuple[float, list[float]]]]) -> None:
     rate, asks = case
     now, bucket = 0.0, TokenBucket(rate, 0.0)

@@ -57,7 +57,7 @@ def done(record: Record, value: Any) -> Done:
 
 
 @given(records(), values, EMITS, st.lists(names, max_size=4))
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_outcome_is_one_line_of_json_that_any_reader_takes(
     record: Record, value: Any, emit: str, keep: list[str]
 ) -> None:
@@ -68,7 +68,7 @@ def test_every_outcome_is_one_line_of_json_that_any_reader_takes(
 
 
 @given(records(), values)
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_merged_keeps_the_input_s_bytes_and_adds_the_whole_answer(record: Record, value: Any) -> None:
     made = output_line(done(record, value), Shape("merged"))
     assert record.data is not None
@@ -82,7 +82,7 @@ def test_merged_keeps_the_input_s_bytes_and_adds_the_whole_answer(record: Record
 
 
 @given(records(), st.lists(names, max_size=4))
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_kept_fields_have_their_value_and_hide_none_of_the_result(record: Record, keep: list[str]) -> None:
     plain = one_line(output_line(done(record, "fine"), Shape()))
     made = one_line(output_line(done(record, "fine"), Shape(keep=tuple(keep))))
@@ -95,7 +95,7 @@ def test_kept_fields_have_their_value_and_hide_none_of_the_result(record: Record
 
 
 @given(lines())
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_members_are_what_a_parser_finds(line: str) -> None:
     found = [(name, json.loads(value)) for name, value in members(line.encode())]
     assert found == json.loads(line, object_pairs_hook=lambda pairs: Pairs(pairs)).pairs
@@ -110,7 +110,7 @@ class Pairs(dict[str, Any]):
 
 
 @given(records(), texts, EMITS, st.lists(names, max_size=4))
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_letter_holds_its_record_and_makes_the_same_failed_line_again(
     record: Record, message: str, emit: str, keep: list[str]
 ) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
 import signal
 from collections.abc import Awaitable, Callable, Iterable
 
 import anyio
 import pytest
 from anyio.abc import TaskGroup
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from batchllm.engine import Engine, FailureWatch, Item, workers_for
 from batchllm.errors import AuthFailed, BatchError, SameFailure, TooManyFailures
@@ -544,3 +547,34 @@ def test_an_earlier_session_is_no_start_of_this_one() -> None:
 @pytest.mark.parametrize(("window", "workers"), [(1, 18), (20, 56), (200, 416), (2.5, 22)])
 def test_there_are_workers_enough_to_fill_the_window_while_others_wait(window: float, workers: int) -> None:
     assert workers_for(window) == workers
+
+
+@given(st.integers(0, 2**32), st.floats(0, 12), st.sampled_from([0.0, 0.5, 3.0, 100.0]))
+@settings(max_examples=30, deadline=None)
+def test_wherever_a_stop_falls_each_record_is_settled_dropped_or_given_up(
+    seed: int, stop_at: float, grace: float
+) -> None:
+    draw = random.Random(seed)
+
+    async def body(record: Record) -> Outcome:
+        await anyio.sleep(draw.choice([0.0, 0.1, 1.0, 20.0]))
+        if draw.random() < 0.002:
+            raise AuthFailed("the key is wrong")
+        return done(record.seq) if draw.random() < 0.9 else dead(record.seq, "invalid")
+
+    async def main() -> House:
+        sizes = [draw.choice([1, 7, 60]) for _ in range(40)]
+        starts = [sum(sizes[:i]) for i in range(40)]
+        chunks: list[list[Item]] = [
+            [record(seq) if draw.random() < 0.9 else dead(seq, "bad_input") for seq in range(at, at + size)]
+            for at, size in zip(starts, sizes, strict=True)
+        ]
+        house = House(Work(body), workers=draw.choice([1, 5, 50]), grace=grace, pace=draw.choice([0.0, 0.2]))
+        await house.run(chunks, stop_at)
+        return house
+
+    house = virtual.run(main)
+    engine, seqs = house.engine, house.seqs
+    assert len(set(seqs)) == len(seqs)
+    assert len(seqs) + engine.dropped + engine.cancelled == house.fed
+    assert house.work.running == 0

@@ -251,6 +251,19 @@ def test_a_mistake_in_option_or_environment_is_told_by_its_name(tmp_path: Path) 
     assert no_json.message.startswith("--schema: bad.json is no JSON")
 
 
+def test_an_empty_prompt_and_text_that_is_not_utf8_are_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path, {"prompt": " "}).message.startswith("--prompt: expected a text with something")
+    for name, given in (("system", "caf\udce9"), ("keep", ["\udce9"]), ("param", ["user=\udce9"])):
+        assert refused(tmp_path, {name: given}).message.startswith(f"--{name}: expected UTF-8 text")
+
+
+def test_an_address_with_a_password_is_refused_and_never_repeated(tmp_path: Path) -> None:
+    for url in ("http://me:sk-secret@host/v1", "http://me:sk-secret@[host", "sk-secret"):
+        error = refused(tmp_path, {"base_url": url})
+        assert error.message.startswith("--base-url: expected an address")
+        assert "sk-secret" not in error.message + (error.hint or "")
+
+
 def test_a_job_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     error = refused(tmp_path, {"job": "no.toml"})
     (tmp_path / "latin.toml").write_bytes(b'prompt = "caf\xe9"\n')

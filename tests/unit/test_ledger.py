@@ -135,7 +135,7 @@ def test_a_swap_that_was_cut_short_is_finished_on_opening(tmp_path: Path) -> Non
         for number, (ordered, target) in enumerate(copies):
             place = target if number < renamed else target.with_name(target.name + ".next")
             place.write_bytes(ordered.read_bytes())
-        (files.run / "swap").write_bytes(orjson.dumps({"version": 1, "names": []}))
+        (files.run / "swap").write_bytes(orjson.dumps({"version": 1, "documents": {}}))
         assert files.state().settled.watermark == 5
         assert files.seqs() == [0, 2, 4, 1, 3]
         assert not list(files.run.parent.rglob("*.next"))

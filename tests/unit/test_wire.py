@@ -63,6 +63,7 @@ def test_names_follow_from_the_first_input_and_from_the_output(given: Job, outpu
         (job("a.jsonl", output="x", dead_letter="./x"), "both output and dead-letter file"),
         (job("a.jsonl", "sub/../a.jsonl"), "is input, twice"),
         (job("-", "-"), "stdin"),
+        (job("caf\udce9.jsonl"), "caf\\udce9.jsonl is not UTF-8"),
     ],
 )
 def test_files_that_can_not_be_or_are_one_are_refused_with_a_hint(given: Job, message: str) -> None:

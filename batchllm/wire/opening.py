@@ -1,0 +1,168 @@
+"""Opening an output's run folder: the lock, what is moved aside, and recovery by the run's own header.
+
+It compares nothing and decides nothing about resuming; `resume` does.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from batchllm import __version__
+from batchllm.errors import ConfigError
+from batchllm.job import Job, settings
+from batchllm.ledger import Journal, RunFolder, State, move_aside
+from batchllm.lines import Shape, failed_line_of, stamp
+from batchllm.sinks import JsonlFile
+from batchllm.wire.places import Places
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Opened:
+    """An output with its run folder open.
+
+    `state` is what earlier sessions settled, `header` their job.json, `new` that there were none. `replan`
+    says by what the input is to be matched with what is settled: "redo" by content, "id" by id.
+    """
+
+    journal: Journal
+    state: State
+    run_id: str
+    new: bool
+    header: dict[str, Any] = field(default_factory=dict)
+    replan: str | None = None
+
+
+def open_folder(job: Job, places: Places, say: Say, *, fresh: bool = False) -> Opened:
+    """Take the lock and recover; with `fresh`, the old files are moved aside first."""
+    output, dead = Path(places.output), Path(places.dead_letter)
+    folder = RunFolder(places.output)
+    existed = folder.path.exists()
+    folder.acquire()
+    with ExitStack() as undo:
+        undo.callback(_abandon, folder, existed)
+        if fresh:
+            tell(move_aside([output, dead, *([folder.path] if existed else [])]), say)
+            if existed:
+                folder.release()
+                folder.acquire()
+        begun = folder.exists()
+        adopt = job.resume_by == "id"
+        if not begun and not adopt:
+            _refuse_orphan(output, folder)
+            tell(move_aside([dead]), say)
+        header = folder.read("job.json") or {}
+        if begun:
+            _check_letters(header, places)
+        journal = Journal(folder, JsonlFile(str(folder.index), lazy=True), _sinks(places, folder))
+        state = journal.open(_failed_line(header)) if begun or not adopt else journal.adopt()
+        run_id = header.get("run_id") or secrets.token_hex(8)
+        opened = Opened(journal, state, run_id, not begun, header)
+        undo.pop_all()
+    return opened
+
+
+def write_header(opened: Opened, job: Job, places: Places, shape: str | None) -> None:
+    """The whole merged job into the run folder; `shape` is that of the input's records."""
+    opened.header = header_of(opened.run_id, job, places, shape)
+    opened.journal.folder.write("job.json", opened.header)
+
+
+def header_of(run_id: str, job: Job, places: Places, shape: str | None) -> dict[str, Any]:
+    """The whole merged job as job.json holds it, less what may be secret in it."""
+    table = settings()
+    operation = {f.name: getattr(job, f.name) for f in fields(Job) if table[f.name].kind == "operation"}
+    return {
+        "run_id": run_id,
+        "batchllm": __version__,
+        "at": stamp(time.time()),
+        "inputs": list(places.inputs),
+        "output": str(Path(places.output).absolute()),
+        "dead_letter": str(Path(places.dead_letter).absolute()),
+        "shape": shape,
+        "meaning": meaning_of(job, places),
+        "operation": operation | {"base_url": _without_secrets(job.base_url)},
+    }
+
+
+def meaning_of(job: Job, places: Places) -> dict[str, Any]:
+    """Every setting that must be the same to resume, as JSON carries it."""
+    table = settings()
+    meaning = {f.name: getattr(job, f.name) for f in fields(Job) if table[f.name].kind == "meaning"}
+    inputs = [path if path == "-" else str(Path(path).absolute()) for path in places.inputs]
+    return meaning | {"input": inputs, "keep": list(job.keep)}
+
+
+def discard(opened: Opened) -> None:
+    """Undo the opening of a new run that never began: an empty run folder is no one's."""
+    opened.journal.close()
+    if opened.new:
+        _remove_unbegun(opened.journal.folder)
+
+
+def tell(moved: list[Path], say: Say) -> None:
+    """Say what was moved aside, if anything was."""
+    if moved:
+        say("moved aside: " + ", ".join(str(path) for path in moved))
+
+
+def _refuse_orphan(output: Path, folder: RunFolder) -> None:
+    if output.exists() and output.stat().st_size:
+        raise ConfigError(
+            f"{output} exists already and has no run folder {folder.path.name} beside it",
+            "give another output with -o FILE, start over with --fresh (the old file is kept aside), "
+            "or go on with it by --resume-by id",
+        )
+
+
+def _check_letters(header: dict[str, Any], places: Places) -> None:
+    if header["dead_letter"] != str(Path(places.dead_letter).absolute()):
+        raise ConfigError(
+            f"the dead letters of this run are in {header['dead_letter']}, not {places.dead_letter}",
+            f"go on with -d {header['dead_letter']}",
+        )
+
+
+def _sinks(places: Places, folder: RunFolder) -> dict[str, Any]:
+    return {
+        "output": JsonlFile(places.output, lazy=True),
+        "dead": JsonlFile(places.dead_letter, lazy=True),
+        "notes": JsonlFile(str(folder.path / "notes"), lazy=True),
+    }
+
+
+def _failed_line(header: dict[str, Any]) -> Callable[[bytes], bytes] | None:
+    meaning = header.get("meaning", {})
+    if not meaning.get("merge_failed"):
+        return None
+    shape = Shape(meaning["emit"], tuple(meaning["keep"]), merge_failed=True)
+    return lambda letter: failed_line_of(letter, shape)
+
+
+def _without_secrets(url: str | None) -> str | None:
+    """An address without its user, password and query, any of which may hold a key."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _abandon(folder: RunFolder, existed: bool) -> None:
+    folder.release()
+    if not existed:
+        _remove_unbegun(folder)
+
+
+def _remove_unbegun(folder: RunFolder) -> None:
+    if not folder.exists() and folder.path.exists():
+        for path in folder.path.iterdir():
+            path.unlink()
+        folder.path.rmdir()

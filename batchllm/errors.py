@@ -18,7 +18,7 @@
     │   └── BadReply                   a 200 that is no answer: HTML, truncated, another shape
     ├── FatalError                     the account's or the run's: stop, exit 3, resumable
     │   ├── AuthFailed, QuotaGone, RouteGone
-    │   ├── TooManyFailures, SameFailure, Stalled
+    │   ├── TooManyFailures, SameFailure, Stalled, DeadlinePassed
     │   └── LedgerFailed, InputFailed, OutputClosed
     └── Stopped                        the run is stopping: drop this record without an outcome
 
@@ -194,6 +194,10 @@ class SameFailure(FatalError):
 
 class Stalled(FatalError):
     """Nothing has succeeded for --max-stall, or a wait that long is asked."""
+
+
+class DeadlinePassed(FatalError):
+    """The time for the whole run, --deadline, is over."""
 
 
 class LedgerFailed(FatalError):

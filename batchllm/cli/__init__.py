@@ -13,6 +13,7 @@ import typer
 
 from batchllm.cli.init import init
 from batchllm.cli.models import models_app
+from batchllm.cli.retry import retry
 from batchllm.cli.run import run
 from batchllm.cli.simulate import simulate
 from batchllm.errors import BatchError, ConfigError, InUse
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, init, simulate):
+for command in (run, retry, init, simulate):
     app.command(help=_prose(command.__doc__))(command)
 app.add_typer(models_app, name="models")
 

@@ -41,19 +41,26 @@ class _Given:
     folder: Path
 
 
-def load(options: Mapping[str, Any], environ: Mapping[str, str], folder: Path) -> Loaded:
+def load(
+    options: Mapping[str, Any],
+    environ: Mapping[str, str],
+    folder: Path,
+    *,
+    base: Mapping[str, Any] | None = None,
+) -> Loaded:
     """Merge `options` (name → what the command line held; None where nothing was said) with the rest.
 
     `folder` is the working folder: relative paths of options and environment start there, those of a job
-    file at the job file's folder. The option `job` names the job file.
+    file at the job file's folder. The option `job` names the job file. `base` holds the settings of an
+    earlier run, already read, that all layers win over; then a job file counts only if it is named.
     """
     table = settings()
     layers = [
-        _from_file(options.get("job"), environ, table, folder),
+        _from_file(options.get("job"), environ, table, folder, implicit=base is None),
         _from_environment(environ, table, folder),
         _from_options(options, table, folder),
     ]
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = dict(base or {})
     origins: dict[str, str] = {}
     for layer in layers:
         for name, found in layer.items():
@@ -92,11 +99,16 @@ def _from_environment(
 
 
 def _from_file(
-    option: str | None, environ: Mapping[str, str], table: Mapping[str, Setting], folder: Path
+    option: str | None,
+    environ: Mapping[str, str],
+    table: Mapping[str, Setting],
+    folder: Path,
+    *,
+    implicit: bool,
 ) -> dict[str, _Given]:
     named = option or environ.get("BATCHLLM_JOB")
     path = folder / (named or IMPLICIT)
-    if named is None and not path.is_file():
+    if named is None and not (implicit and path.is_file()):
         return {}
     try:
         content = path.read_text(encoding="utf-8-sig")

@@ -70,7 +70,7 @@ class Ledger:
         self._shape = shape
         self._stop = stop
         self._journal = journal
-        self._later = later
+        self.later = later
         self._durability = durability
         self._meaning = meaning
         self._position = position
@@ -108,9 +108,9 @@ class Ledger:
         if journal is None or self._failed:
             return
         document = self._document() | {"finished": complete, "unfinished_line": unfinished_line}
-        if complete and self._later is not None:
-            at = self._later.position
-            document |= {"watermark": self._later.watermark, "above": "", "later": None}
+        if complete and self.later is not None:
+            at = self.later.position
+            document |= {"watermark": self.later.watermark, "above": "", "later": None}
             document["position"] = [at.file, at.offset, at.line, at.seq]
         try:
             await to_thread.run_sync(self._finish, journal, document, ordered)
@@ -126,8 +126,8 @@ class Ledger:
         if ordered and not in_order(journal):
             order(journal)
         journal.snapshot(document, sync)
-        if self._later is not None and document["finished"]:
-            end(journal, self._later)
+        if self.later is not None and document["finished"]:
+            end(journal, self.later)
 
     async def _commit(self, group: list[Outcome | Note]) -> None:
         if self._failed:
@@ -201,7 +201,7 @@ class Ledger:
             "position": [position.file, position.offset, position.line, position.seq],
             "inputs": self.inputs(position),
             "summary": self.summary.to_dict(),
-            "later": self._later.to_dict() if self._later is not None else None,
+            "later": self.later.to_dict() if self.later is not None else None,
         }
 
 

@@ -7,6 +7,7 @@ an earlier one stopped, `later` which records are asked again, `registry` which 
 
 from batchllm.wire.build import Again, build
 from batchllm.wire.live import Finished, Live
+from batchllm.wire.opening import stored_job
 from batchllm.wire.registry import PROVIDERS, provider_of
 
-__all__ = ["PROVIDERS", "Again", "Finished", "Live", "build", "provider_of"]
+__all__ = ["PROVIDERS", "Again", "Finished", "Live", "build", "provider_of", "stored_job"]

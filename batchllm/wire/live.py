@@ -58,6 +58,11 @@ class Live:
         return self.gate.waits()
 
     @property
+    def cut_short(self) -> bool:
+        """Whether this pass was begun by an earlier session."""
+        return self.opened is not None and self.opened.cut_short
+
+    @property
     def read_and_settled(self) -> bool:
         """Whether everything that was to be read is settled."""
         return self.source.ended and self.ledger.settled.watermark >= self.source.records
@@ -65,8 +70,8 @@ class Live:
     @property
     def complete(self) -> bool:
         """Whether every record of the input is settled."""
-        cut_short = self.job.limit is not None and self.source.records >= self.job.limit
-        return self.read_and_settled and not cut_short
+        limited = self.job.limit is not None and self.source.records >= self.job.limit
+        return self.read_and_settled and (not limited or self.ledger.later is not None)
 
     async def close(self) -> None:
         """Finish the ledger's files: the last snapshot, and input order where it is due."""

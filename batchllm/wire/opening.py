@@ -31,6 +31,7 @@ class Opened:
 
     `state` is what earlier sessions settled, `header` their job.json, `new` that there were none. `replan`
     says by what the input is to be matched with what is settled: "redo" by content, "id" by id.
+    `cut_short` says that a later pass of an earlier session is to be finished.
     """
 
     journal: Journal
@@ -39,6 +40,7 @@ class Opened:
     new: bool
     header: dict[str, Any] = field(default_factory=dict)
     replan: str | None = None
+    cut_short: bool = False
 
 
 def open_folder(job: Job, places: Places, say: Say, *, fresh: bool = False) -> Opened:
@@ -65,7 +67,7 @@ def open_folder(job: Job, places: Places, say: Say, *, fresh: bool = False) -> O
         journal = Journal(folder, JsonlFile(str(folder.index), lazy=True), _sinks(places, folder))
         state = journal.open(_failed_line(header)) if begun or not adopt else journal.adopt()
         run_id = header.get("run_id") or secrets.token_hex(8)
-        opened = Opened(journal, state, run_id, not begun, header)
+        opened = Opened(journal, state, run_id, not begun, header, cut_short=state.later is not None)
         undo.pop_all()
     return opened
 
@@ -99,6 +101,20 @@ def meaning_of(job: Job, places: Places) -> dict[str, Any]:
     meaning = {f.name: getattr(job, f.name) for f in fields(Job) if table[f.name].kind == "meaning"}
     inputs = [path if path == "-" else str(Path(path).absolute()) for path in places.inputs]
     return meaning | {"input": inputs, "keep": list(job.keep)}
+
+
+def stored_job(output: str) -> dict[str, Any]:
+    """The settings with which an output's run was made; ConfigError where it has none."""
+    header = RunFolder(output).read("job.json")
+    if header is None:
+        raise ConfigError(f"there is no run folder {output}.run", "name the output of a run: OUTPUT.jsonl")
+    table = settings()
+    stored = (
+        header["meaning"] | header["operation"] | {"dead_letter": header["dead_letter"], "output": output}
+    )
+    passing = {name: table[name].default for name in ("fresh", "limit", "rounds")}
+    known = {name: stored[name] for name in table if name in stored}
+    return known | passing | {"input": tuple(header["inputs"]), "keep": tuple(stored["keep"])}
 
 
 def discard(opened: Opened) -> None:

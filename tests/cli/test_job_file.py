@@ -94,7 +94,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str, list[str], str]] = {
     "no schema at all": ((), '[schema]\ntype = "objekt"\n', ["job.toml line 1", "objekt"], "schema"),
     "a template that doesn't parse": (("-p", "{{ text"), "", ["template", "line 1"], "Jinja2"),
     "a field that no record has": (("-p", "{{ txet }}"), "", ["txet"], "text"),
-    "no key": (("-m", "openai/gpt-4o-mini", "--base-url", ""), "", ["OPENAI_API_KEY"], "export OPENAI_"),
+    "no key": (("-m", "openai/gpt-4o-mini"), "", ["OPENAI_API_KEY"], "export OPENAI_"),
     "an unknown option": (("--concurency", "5"), "", ["--concurency"], ""),
 }  # fmt: skip
 

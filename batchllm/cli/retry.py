@@ -1,0 +1,42 @@
+"""`batchllm retry`: the dead letters of a finished run, once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from batchllm.cli.options import job_file, parameter, take
+from batchllm.job import load, settings
+
+_OUTPUT = typer.Argument(help="The output of the run.", metavar="OUTPUT", show_default=False)
+_ONLY = typer.Option(
+    "--only", metavar="KIND", help="Only letters of this kind; repeatable", show_default=False
+)
+_RUNS_OWN = frozenset(
+    row.name
+    for row in settings().values()
+    if row.panel == "Files" or row.name in ("fresh", "limit", "rounds")
+)
+
+
+@take(
+    parameter("output", Annotated[str, _OUTPUT], default=...),
+    parameter("only", Annotated[list[str] | None, _ONLY]),
+    job_file(),
+    leave_out=_RUNS_OWN,
+)
+def retry(output: str, only: list[str] | None, **options: Any) -> None:
+    """Run the dead letters of OUTPUT again, with its own job or with what the options change.
+
+    Successes join the same output; what fails again is a dead letter again.
+    """
+    from batchllm.cli.session import start
+    from batchllm.wire import Again, stored_job
+
+    base = stored_job(output)
+    loaded = load(options, {}, Path(), base=base)
+    asked = ("model", "prompt", "system", "schema", "param")
+    changes = {name: value for name in asked if (value := getattr(loaded.job, name)) != base.get(name)}
+    raise typer.Exit(start(loaded, Again(tuple(only or ()), changes)))

@@ -80,8 +80,7 @@ async def build(
             raise ConfigError(
                 "--ordered needs an output file: stdout is written as answers come", "give -o FILE"
             )
-        live = await _assemble(asked, where, None, stop, observers, stack)
-        move_old_letters(where, say)
+        live = await _assemble(asked, where, None, stop, observers, stack, say)
     else:
         opened = (
             open_run(loaded.job, where, say) if retry is None else _open_again(loaded.job, where, retry, say)
@@ -95,7 +94,7 @@ async def build(
             if opened.state.later is not None and opened.state.later.job:
                 loaded = replace(loaded, job=replace(loaded.job, **opened.state.later.job))
                 asked = asking(loaded, environ, terminal=terminal)
-            live = await _assemble(asked, where, opened, stop, observers, stack)
+            live = await _assemble(asked, where, opened, stop, observers, stack, say)
             undo.pop_all()
     if asked.chosen.warning:
         live.warnings.append(asked.chosen.warning)
@@ -140,6 +139,7 @@ async def _assemble(
     stop: Stop,
     observers: Sequence[Observer],
     stack: AsyncExitStack,
+    say: Say,
 ) -> Live:
     job = asked.job
     state = opened.state if opened is not None else State(settled=Settled())
@@ -171,6 +171,8 @@ async def _assemble(
     )
     watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
     engine = Engine(pipeline, workers_for(window), stop, watch, job.grace)
+    if opened is None:
+        move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
     ledger = _ledger(job, where, opened, summary, state, stop, source, observers)
     return Live(
         job=job,

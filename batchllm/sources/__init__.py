@@ -11,17 +11,15 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from contextlib import suppress
+from typing import Any
 
 import anyio
-import orjson
 
 from batchllm.errors import ConfigError, InputFailed
 from batchllm.model import Dead, Failure, Position, Record, Trail
 from batchllm.sources.blocks import (
     BLOCK_BYTES,
-    STDIN,
     Blocks,
     Broken,
     Pipe,
@@ -29,9 +27,10 @@ from batchllm.sources.blocks import (
     stored_bytes,
     too_short,
 )
-from batchllm.sources.checks import called, check_inputs, refusal
-from batchllm.sources.identity import differs, fingerprint
-from batchllm.sources.shapes import FORMATS, BadLine, parse, record_of, shape_of
+from batchllm.sources.checks import called, check_inputs, line_id, refusal
+from batchllm.sources.identity import differs, fingerprint, pipe_print, sample
+from batchllm.sources.marks import Marks
+from batchllm.sources.shapes import FORMATS, BadLine, of_later_pass, parse, record_of, shape_of
 from batchllm.sources.splitting import Line, Lines
 
 __all__ = ["FORMATS", "JsonlSource", "check_inputs", "differs", "fingerprint"]
@@ -40,7 +39,6 @@ BEGINNING = Position()
 CHUNK_RECORDS = 1024
 CHUNK_BYTES = 8 * 2**20
 MARK_RECORDS = 1024
-MARK_BYTES = 2**20
 UNFINISHED = ("not_json", "not_utf8", "line_too_long")
 
 
@@ -50,6 +48,7 @@ class JsonlSource:
     `start` is a position that an earlier run reached; `settled(unit)` says which records are left out;
     `limit` ends the input before the record of that number. `max_line` is in bytes, line end not counted.
     `later` says that the lines are letters of an earlier pass of the run, whose records keep their `seq`.
+    `prints` is what identified the inputs when the run began, by which a pipe is known again.
     `clock` gives Unix seconds, for the letters of bad lines. Files are read `block_bytes` at a time; a place
     that `position` can name is kept every `mark_records` records or MiB.
 
@@ -70,6 +69,7 @@ class JsonlSource:
         limit: int | None = None,
         settled: Callable[[int], bool] | None = None,
         later: bool = False,
+        prints: Sequence[dict[str, Any]] = (),
         clock: Callable[[], float] = time.time,
         block_bytes: int = BLOCK_BYTES,
         mark_records: int = MARK_RECORDS,
@@ -89,9 +89,10 @@ class JsonlSource:
         self._limit = limit
         self._settled = settled
         self._later = later
+        self._prints = prints
+        self._pipes: dict[int, Pipe] = {}
         self._clock = clock
         self._block_bytes = block_bytes
-        self._mark_records = mark_records
         self._start = start
         self._file = start.file
         self._bytes_before = sum(size or 0 for size in sizes[: start.file])
@@ -100,7 +101,7 @@ class JsonlSource:
         self._skip_to = 0
         self._unjudged = False
         self._tail: Position | None = None
-        self._marks = deque([start])
+        self._marks = Marks(start, mark_records)
         self._ahead: deque[list[Record | Dead]] = deque()
         self._failure: InputFailed | None = None
 
@@ -151,9 +152,19 @@ class JsonlSource:
 
     def position(self, seq: int) -> Position:
         """The last known place at or before record `seq`; `seq` never goes down from call to call."""
-        while len(self._marks) > 1 and self._marks[1].seq <= seq:
-            self._marks.popleft()
-        return self._marks[0]
+        return self._marks.at(seq)
+
+    def prints(self, position: Position) -> list[dict[str, Any]]:
+        """What identifies each input when the run stands at `position`."""
+        found = []
+        for number, path in enumerate(self._paths):
+            if number in self._pipes:
+                found.append(pipe_print(path, self._pipes[number].head))
+            elif stored_bytes(path) is None and number < len(self._prints):
+                found.append(self._prints[number])
+            else:
+                found.append(fingerprint(path, position.offset if number == position.file else -1))
+        return found
 
     def close(self) -> None:
         """Close what is open; also done when `chunks` ends."""
@@ -228,6 +239,20 @@ class JsonlSource:
             self._skip_to = offset
             self._lines = Lines(self._max_line)
         self._unjudged = isinstance(self._blocks, Pipe) and not offset
+        if isinstance(self._blocks, Pipe):
+            await self._compare(self._blocks)
+
+    async def _compare(self, pipe: Pipe) -> None:
+        """Read as much of a pipe as is known of it, and refuse another stream than the run began with."""
+        self._pipes[self._file] = pipe
+        known = self._prints[self._file]["head"] if self._file < len(self._prints) else None
+        while known is not None and len(pipe.head) < known["bytes"] and (block := await pipe.read()):
+            self._lines.feed(block)
+        if known is not None and sample(pipe.head[: known["bytes"]]) != known:
+            raise ConfigError(
+                f"{called(self._paths[self._file])} begins otherwise than it did when this run began",
+                "pipe in the same records to go on, give another -o FILE, or start over with --fresh",
+            )
 
     async def _tell_format(self) -> None:
         """Find the shape that the very first record told, for a start in the middle of files."""
@@ -252,7 +277,7 @@ class JsonlSource:
 
     def _finish(self) -> None:
         """End here; a last line without its end is read again by whoever starts from this place."""
-        self._marks.append(self._tail or self._place(self._lines.offset, self._lines.number))
+        self._marks.end(self._tail or self._place(self._lines.offset, self._lines.number))
         self.ended = True
         self.close()
 
@@ -281,8 +306,8 @@ class JsonlSource:
                     return None
                 item = self._dead(line, bad)
             if self._later:
-                item = self._of_later_pass(item, content)
-        self._mark(line)
+                item = of_later_pass(item, content, seq)
+        self._marks.note(self._place(line.start, line.number - 1))
         self.records = seq + 1
         return item
 
@@ -292,17 +317,17 @@ class JsonlSource:
         data = parse(content)
         if self.format is None:
             self.format = shape_of(data)
-        return record_of(content, data, self.format, self.records, self._id_field, self._line_id(line))
-
-    def _of_later_pass(self, item: Record | Dead, letter: bytes) -> Record | Dead:
-        """The item under the `seq` that its letter tells; its place here is its turn."""
-        seq, turn = orjson.loads(letter)["seq"], self.records
-        if isinstance(item, Dead):
-            return replace(item, record=replace(item.record, seq=seq, turn=turn))
-        return replace(item, seq=seq, turn=turn)
+        return record_of(
+            content,
+            data,
+            self.format,
+            self.records,
+            self._id_field,
+            line_id(self._paths, self._file, line.number),
+        )
 
     def _dead(self, line: Line, bad: BadLine) -> Dead:
-        id = self._line_id(line) if bad.id is None else bad.id
+        id = line_id(self._paths, self._file, line.number) if bad.id is None else bad.id
         raw = line.data if bad.raw is None else bad.raw
         message = f"line {line.number} of {called(self._paths[self._file])} {bad.message}"
         failure = Failure(kind="bad_input", cause=bad.cause, message=message)
@@ -310,10 +335,8 @@ class JsonlSource:
 
     def _shape(self, content: bytes) -> None:
         """Learn the format from a line that is skipped."""
-        try:
+        with suppress(BadLine):
             self.format = shape_of(parse(content))
-        except BadLine:
-            pass
 
     def _judge(self, line: Line) -> None:
         """Refuse a pipe whose first line says that it holds something else."""
@@ -324,22 +347,6 @@ class JsonlSource:
         if self.records == self._start.seq:
             raise refused
         raise InputFailed(refused.message, refused.hint)
-
-    def _line_id(self, line: Line) -> str:
-        if len(self._paths) == 1:
-            return f"line-{line.number}"
-        path = self._paths[self._file]
-        return f"{'stdin' if path == STDIN else Path(path).name}:line-{line.number}"
-
-    def _mark(self, line: Line) -> None:
-        """Remember the place of the next record, unless one close before it is known."""
-        last = self._marks[-1]
-        if (
-            self.records - last.seq >= self._mark_records
-            or line.start - last.offset >= MARK_BYTES
-            or self._file != last.file
-        ):
-            self._marks.append(self._place(line.start, line.number - 1))
 
     def _place(self, offset: int, line: int) -> Position:
         return Position(self._file, offset, line, self.records)

@@ -159,23 +159,26 @@ class GzipFile:
 
 
 class Pipe:
-    """A pipe, FIFO or socket: what is there is handed on at once."""
+    """A pipe, FIFO or socket: what is there is handed on at once. `head` keeps its first 64 KiB."""
 
     seekable = False
 
     def __init__(self, fd: int, block_bytes: int) -> None:
         self._fd = fd
         self._block_bytes = min(block_bytes, PIPE_BYTES)
+        self.head = b""
 
     async def read(self) -> bytes:
         while True:
             await anyio.wait_readable(self._fd)
             try:
-                return os.read(self._fd, self._block_bytes)
+                block = os.read(self._fd, self._block_bytes)
             except BlockingIOError:
                 continue
             except OSError as error:
                 raise Broken(f"can't be read: {_reason(error)}") from error
+            self.head += block[: PIPE_BYTES - len(self.head)]
+            return block
 
     def taken(self, offset: int) -> int:
         return offset

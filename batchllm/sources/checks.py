@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import stat
 from collections.abc import Sequence
+from pathlib import Path
 
 from batchllm.errors import ConfigError
 from batchllm.sources.blocks import GZIP_MAGIC, STDIN, Broken, GzipFile, Pipe, PlainFile, open_blocks
@@ -75,9 +77,19 @@ def called(path: str) -> str:
     return "stdin" if path == STDIN else path
 
 
+def line_id(paths: Sequence[str], file: int, number: int) -> str:
+    """The id of a record that has none: its physical line, with the file's name where there are several."""
+    path = paths[file]
+    if len(paths) == 1:
+        return f"line-{number}"
+    return f"{'stdin' if path == STDIN else Path(path).name}:line-{number}"
+
+
 def _check(path: str) -> None:
     name = called(path)
     try:
+        if path != STDIN and stat.S_ISFIFO(Path(path).stat().st_mode):
+            return  # opened and closed again, its writer would lose its reader
         blocks = open_blocks(path, block_bytes=KEPT_BYTES)
     except FileNotFoundError as error:
         raise ConfigError(f"{name} does not exist", "check the path of the input") from error

@@ -38,10 +38,15 @@ def fingerprint(path: str, upto: int) -> dict[str, Any]:
         }
 
 
+def pipe_print(path: str, head: bytes) -> dict[str, Any]:
+    """The same for a pipe, of which only its first 64 KiB identify it."""
+    return {"path": path, "size": None, "head": sample(head) if head else None, "tail": None}
+
+
 def differs(path: str, old: dict[str, Any]) -> str | None:
     """One line that says how the file at `path` is another than it was, or None; it may have grown."""
-    if old["head"] is None:
-        return None
+    if old["size"] is None:
+        return None  # a pipe is compared when it is read
     try:
         size = stored_bytes(path)
         if size is None:
@@ -58,7 +63,11 @@ def differs(path: str, old: dict[str, Any]) -> str | None:
     return None
 
 
+def sample(data: bytes, start: int = 0) -> dict[str, Any]:
+    """What identifies these bytes, which stand at `start`."""
+    return {"start": start, "bytes": len(data), "blake2b": hashlib.blake2b(data, digest_size=16).hexdigest()}
+
+
 def _sample(file: BinaryIO, start: int, size: int) -> dict[str, Any]:
     file.seek(start)
-    data = file.read(size)
-    return {"start": start, "bytes": len(data), "blake2b": hashlib.blake2b(data, digest_size=16).hexdigest()}
+    return sample(file.read(size), start)

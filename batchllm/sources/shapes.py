@@ -9,15 +9,16 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from batchllm.lines import members
-from batchllm.model import Record
+from batchllm.model import Dead, Record
 
-RECORDS, DEAD, OPENAI_BATCH = "records", "dead", "openai-batch"
-FORMATS = ("auto", RECORDS, DEAD, OPENAI_BATCH)
+RECORDS, LETTERS, OPENAI_BATCH = "records", "dead", "openai-batch"
+FORMATS = ("auto", RECORDS, LETTERS, OPENAI_BATCH)
 
 BATCH_KEYS = frozenset({"custom_id", "method", "url", "body"})
 LETTER_NEEDS = frozenset({"id", "seq", "error", "attempts"})
@@ -67,7 +68,7 @@ def shape_of(data: dict[str, Any]) -> str:
     if keys == BATCH_KEYS:
         return OPENAI_BATCH
     if keys >= LETTER_NEEDS and keys & LETTER_INSIDES and keys <= LETTER_NEEDS | LETTER_INSIDES | LETTER_MAY:
-        return DEAD
+        return LETTERS
     return RECORDS
 
 
@@ -84,6 +85,14 @@ def record_of(
         id = data.get("custom_id")
         return Record(seq, fallback if id is None else id, data, line)
     return _inside_letter(line, data, seq, id_field, fallback)
+
+
+def of_later_pass(item: Record | Dead, letter: bytes, turn: int) -> Record | Dead:
+    """The item under the `seq` that its letter tells; its place in this pass is its turn."""
+    seq = orjson.loads(letter)["seq"]
+    if isinstance(item, Dead):
+        return replace(item, record=replace(item.record, seq=seq, turn=turn))
+    return replace(item, seq=seq, turn=turn)
 
 
 def _inside_letter(line: bytes, letter: dict[str, Any], seq: int, id_field: str, fallback: str) -> Record:

@@ -29,7 +29,7 @@ from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.transport import raise_descriptor_limit
 from batchllm.wire.asking import Asking, asking, same_failure_hint
-from batchllm.wire.later import again, meaning_digest, prints_of, replan
+from batchllm.wire.later import again, meaning_digest, replan
 from batchllm.wire.live import Finished, Live
 from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, write_header
 from batchllm.wire.places import Places, places
@@ -209,6 +209,7 @@ def _source(job: Job, where: Places, opened: Opened | None, state: State) -> Jso
         start=state.position,
         limit=job.limit,
         settled=state.settled.__contains__,
+        prints=state.inputs,
     )
 
 
@@ -240,7 +241,7 @@ def _ledger(
     if state.later is not None:
         ledger.inputs = lambda position: state.inputs
     else:
-        ledger.inputs = lambda position: prints_of(where.inputs, position)
+        ledger.inputs = source.prints
     return ledger
 
 

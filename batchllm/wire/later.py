@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
@@ -22,8 +22,8 @@ from batchllm.ledger.index import DEAD, FAILED, OUTPUT, Entry
 from batchllm.ledger.ledger import digest_of
 from batchllm.ledger.ordering import entries
 from batchllm.lines import dead_line
-from batchllm.model import Dead, Failure, Position, Record, Trail
-from batchllm.sources import JsonlSource, fingerprint
+from batchllm.model import Dead, Failure, Record, Trail
+from batchllm.sources import JsonlSource
 from batchllm.wire.opening import Opened, header_of, meaning_of
 from batchllm.wire.places import Places
 
@@ -34,14 +34,6 @@ def meaning_digest(meaning: dict[str, Any]) -> bytes:
     """16 bytes over all that bears on a record's line, which is the whole meaning but the inputs' names."""
     asked = {name: value for name, value in meaning.items() if name != "input"}
     return blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=16).digest()
-
-
-def prints_of(paths: Iterable[str], position: Position) -> list[dict[str, Any]]:
-    """What identifies the inputs when the source stands at `position`."""
-    return [
-        fingerprint(path, position.offset if number == position.file else -1)
-        for number, path in enumerate(paths)
-    ]
 
 
 def again(opened: Opened, kinds: Callable[[dict[str, Any]], bool], job: dict[str, Any]) -> int:
@@ -121,7 +113,7 @@ async def replan(opened: Opened, job: Job, places: Places) -> None:
             letters,
             keep,
             summary,
-            prints_of(places.inputs, end),
+            source.prints(end),
             rewrite=("output", "dead"),
             watermark=source.records,
             position=end,

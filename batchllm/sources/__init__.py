@@ -28,7 +28,7 @@ from batchllm.sources.blocks import (
     too_short,
 )
 from batchllm.sources.checks import called, check_inputs, line_id, refusal
-from batchllm.sources.identity import differs, fingerprint, pipe_print, sample
+from batchllm.sources.identity import differs, fingerprint, prints, sample
 from batchllm.sources.marks import Marks
 from batchllm.sources.shapes import FORMATS, BadLine, of_later_pass, parse, record_of, shape_of
 from batchllm.sources.splitting import Line, Lines
@@ -48,7 +48,7 @@ class JsonlSource:
     `start` is a position that an earlier run reached; `settled(unit)` says which records are left out;
     `limit` ends the input before the record of that number. `max_line` is in bytes, line end not counted.
     `later` says that the lines are letters of an earlier pass of the run, whose records keep their `seq`.
-    `prints` is what identified the inputs when the run began, by which a pipe is known again.
+    `known` is what identified the inputs when the run began, by which a pipe is known again.
     `clock` gives Unix seconds, for the letters of bad lines. Files are read `block_bytes` at a time; a place
     that `position` can name is kept every `mark_records` records or MiB.
 
@@ -69,7 +69,7 @@ class JsonlSource:
         limit: int | None = None,
         settled: Callable[[int], bool] | None = None,
         later: bool = False,
-        prints: Sequence[dict[str, Any]] = (),
+        known: Sequence[dict[str, Any]] = (),
         clock: Callable[[], float] = time.time,
         block_bytes: int = BLOCK_BYTES,
         mark_records: int = MARK_RECORDS,
@@ -77,19 +77,19 @@ class JsonlSource:
         if input_format not in FORMATS:
             raise ConfigError(f"no input format is called {input_format}", f"one of: {', '.join(FORMATS)}")
         sizes = [stored_bytes(path) for path in paths]
-        known = [size for size in sizes if size is not None]
+        stored = [size for size in sizes if size is not None]
         self.format: str | None = None if input_format == "auto" else input_format
         self.records = start.seq
         self.ended = False
         self.unfinished: tuple[str, int] | None = None
-        self.total_bytes: int | None = sum(known) if len(known) == len(sizes) else None
+        self.total_bytes: int | None = sum(stored) if len(stored) == len(sizes) else None
         self._paths = list(paths)
         self._id_field = id_field
         self._max_line = max_line
         self._limit = limit
         self._settled = settled
         self._later = later
-        self._prints = prints
+        self._prints = known
         self._pipes: dict[int, Pipe] = {}
         self._clock = clock
         self._block_bytes = block_bytes
@@ -156,15 +156,8 @@ class JsonlSource:
 
     def prints(self, position: Position) -> list[dict[str, Any]]:
         """What identifies each input when the run stands at `position`."""
-        found = []
-        for number, path in enumerate(self._paths):
-            if number in self._pipes:
-                found.append(pipe_print(path, self._pipes[number].head))
-            elif stored_bytes(path) is None and number < len(self._prints):
-                found.append(self._prints[number])
-            else:
-                found.append(fingerprint(path, position.offset if number == position.file else -1))
-        return found
+        heads = {number: pipe.head for number, pipe in self._pipes.items()}
+        return prints(self._paths, heads, self._prints, position)
 
     def close(self) -> None:
         """Close what is open; also done when `chunks` ends."""

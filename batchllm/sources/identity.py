@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from batchllm.model import Position
 from batchllm.sources.blocks import GZIP_MAGIC, STDIN, stored_bytes
 
 SAMPLE_BYTES = 2**16
@@ -41,6 +43,27 @@ def fingerprint(path: str, upto: int) -> dict[str, Any]:
 def pipe_print(path: str, head: bytes) -> dict[str, Any]:
     """The same for a pipe, of which only its first 64 KiB identify it."""
     return {"path": path, "size": None, "head": sample(head) if head else None, "tail": None}
+
+
+def prints(
+    paths: Sequence[str],
+    heads: Mapping[int, bytes],
+    known: Sequence[dict[str, Any]],
+    position: Position,
+) -> list[dict[str, Any]]:
+    """The same for each input, when the run stands at `position`.
+
+    `heads` are the beginnings of the pipes that were read, by number; of others `known` tells.
+    """
+    found = []
+    for number, path in enumerate(paths):
+        if number in heads:
+            found.append(pipe_print(path, heads[number]))
+        elif stored_bytes(path) is None and number < len(known):
+            found.append(known[number])
+        else:
+            found.append(fingerprint(path, position.offset if number == position.file else -1))
+    return found
 
 
 def differs(path: str, old: dict[str, Any]) -> str | None:

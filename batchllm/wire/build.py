@@ -209,7 +209,7 @@ def _source(job: Job, where: Places, opened: Opened | None, state: State) -> Jso
         start=state.position,
         limit=job.limit,
         settled=state.settled.__contains__,
-        prints=state.inputs,
+        known=state.inputs,
     )
 
 

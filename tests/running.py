@@ -58,13 +58,14 @@ def run(
     stdin: bytes | None = None,
     env: Mapping[str, str] | None = None,
     before: tuple[str, ...] = (),
+    verb: str = "run",
 ) -> Ran:
     """`batchllm run ARGS` in `folder` to its end; without `stdin` there is none, as under cron.
 
-    `before` is a command that starts it.
+    `before` is a command that starts it, `verb` another command of batchllm's.
     """
     ran = subprocess.run(
-        [*before, *command(*args)],
+        [*before, *command(*args, verb=verb)],
         cwd=folder,
         env=environment(folder, env),
         input=stdin,
@@ -113,9 +114,9 @@ def wait_for_settled(process: subprocess.Popen[bytes], count: int) -> list[dict[
     return settled
 
 
-def command(*args: str | Path) -> list[str]:
+def command(*args: str | Path, verb: str = "run") -> list[str]:
     """The command line."""
-    return [sys.executable, "-m", "batchllm", "run", *map(str, args)]
+    return [sys.executable, "-m", "batchllm", verb, *map(str, args)]
 
 
 def environment(folder: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:

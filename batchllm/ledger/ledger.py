@@ -20,6 +20,7 @@ from batchllm.ledger.index import DEAD, FAILED, NOTE, OUTPUT, Entry, pack
 from batchllm.ledger.journal import Journal
 from batchllm.ledger.ordering import in_order, order
 from batchllm.ledger.passes import Later, end
+from batchllm.ledger.reorder import Reorder
 from batchllm.ledger.settled import WINDOW, Settled
 from batchllm.lines import Shape, dead_line, dumps, failed_line, output_line
 from batchllm.model import Dead, Done, Note, Outcome, Position, Record
@@ -43,7 +44,8 @@ class Ledger:
     `later` is the pass that this session is for, None for the pass over the input.
 
     `durability` is none, batch or record. `meaning` is a digest of what is asked of each record, 16 bytes at
-    most. `position` tells where the source stands for a unit.
+    most. `position` tells where the source stands for a unit. With `reorder`, for stdout, lines leave in
+    input order.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Ledger:
         meaning: bytes = b"",
         position: Callable[[int], Position],
         observers: Sequence[Observer] = (),
+        reorder: Reorder | None = None,
     ) -> None:
         self.summary = summary
         self.settled = settled
@@ -75,6 +78,8 @@ class Ledger:
         self._meaning = meaning
         self._position = position
         self._observers = observers
+        self._reorder = reorder
+        self._writing = anyio.CancelScope()
         self._failed = False
         self._since_snapshot = 0
         self._advanced = anyio.Event()
@@ -82,9 +87,18 @@ class Ledger:
     async def room(self, last: Record | Dead) -> None:
         """Wait until a unit may be read: no more than the window above the oldest unsettled one."""
         number = last.record.number if isinstance(last, Dead) else last.number
-        while number >= self.settled.watermark + WINDOW and not self._stop:
+        while not self._stop and (
+            number >= self.settled.watermark + WINDOW
+            or (self._reorder is not None and self._reorder.full(number))
+        ):
             self._advanced = anyio.Event()
             await self._advanced.wait()
+
+    def abandon(self) -> None:
+        """Write no more to a stdout that nobody reads; what it has not taken is lost."""
+        if self._journal is None:
+            self._failed = True
+            self._writing.cancel()
 
     async def drain(self, stream: MemoryObjectReceiveStream[list[Outcome | Note]]) -> None:
         """Commit what comes until the stream ends."""
@@ -93,7 +107,7 @@ class Ledger:
                 try:
                     group = list(await stream.receive())
                 except anyio.EndOfStream:
-                    return
+                    break
                 with anyio.move_on_after(LINGER):
                     while len(group) < GROUP:
                         try:
@@ -101,6 +115,8 @@ class Ledger:
                         except anyio.EndOfStream:
                             break
                 await self._commit(group)
+            if self._reorder is not None:
+                await self._commit([], self._reorder.rest())
 
     async def finish(self, *, complete: bool, ordered: bool, unfinished_line: str | None) -> None:
         """The last snapshot; and when the whole input is settled, the pass into input order."""
@@ -126,15 +142,23 @@ class Ledger:
         if ordered and not in_order(journal):
             order(journal)
         journal.snapshot(document, sync)
+        if not journal.sinks["dead"].length:
+            Path(journal.sinks["dead"].path).unlink(missing_ok=True)  # there are no letters: no file
         if self.later is not None and document["finished"]:
             end(journal, self.later)
 
-    async def _commit(self, group: list[Outcome | Note]) -> None:
+    async def _commit(self, group: list[Outcome | Note], late: Sequence[bytes] = ()) -> None:
+        """Write a group, then count it; `late` are lines that waited for their turn to the end."""
         if self._failed:
             return
         self._since_snapshot += len(group)
         try:
-            await to_thread.run_sync(self._write, group)
+            with anyio.CancelScope() as self._writing:
+                await to_thread.run_sync(
+                    self._write, group, late, abandon_on_cancel=self._journal is None
+                )
+            if self._failed:
+                return
             self._count(group)
             if self._since_snapshot >= SNAPSHOT_EVERY and self._journal is not None:
                 self._since_snapshot = 0
@@ -149,7 +173,7 @@ class Ledger:
             self._failed = True
             self._stop.set(_ledger_failed(error))
 
-    def _write(self, group: list[Outcome | Note]) -> None:
+    def _write(self, group: list[Outcome | Note], late: Sequence[bytes]) -> None:
         """On the ledger's thread: entries, then dead letters, then output."""
         lines: dict[str, list[bytes]] = {"output": [], "dead": [], "notes": []}
         entries: list[bytes] = []
@@ -175,13 +199,24 @@ class Ledger:
                 self._journal.sinks["notes"].append(lines["notes"])
         if lines["dead"]:
             self._dead.append(lines["dead"])
-        if lines["output"]:
-            self._output.append(lines["output"])
+        output = lines["output"] if self._reorder is None else self._in_turn(group, lines["output"])
+        if output or late:
+            self._output.append([*output, *late])
         if self._durability == "record":
             self._dead.sync()
             self._output.sync()
             if self._journal is not None:
                 self._journal.sync()
+
+    def _in_turn(self, group: list[Outcome | Note], lines: list[bytes]) -> list[bytes]:
+        """The lines whose turn it is, now that this group with its output `lines` is there."""
+        assert self._reorder is not None
+        coming = iter(lines)
+        for item in group:
+            if not isinstance(item, Note):
+                has_line = isinstance(item, Done) or self._shape.merge_failed
+                self._reorder.put(item.record.number, next(coming) if has_line else b"")
+        return self._reorder.take()
 
     def _count(self, group: list[Outcome | Note]) -> None:
         for item in group:

@@ -17,7 +17,16 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from batchllm.errors import BatchError, FatalError, SameFailure, Stopped, TooManyFailures
+from batchllm.errors import (
+    BatchError,
+    DeadlinePassed,
+    FatalError,
+    LedgerFailed,
+    OutputClosed,
+    SameFailure,
+    Stopped,
+    TooManyFailures,
+)
 from batchllm.model import Dead, Note, Outcome, Record
 from batchllm.ports import Process
 from batchllm.stop import Stop
@@ -33,7 +42,7 @@ _VARYING = re.compile(r"\S*\d\S*")
 class Engine:
     """Runs `process` on each record with at most `workers` at a time.
 
-    `grace` is how long a first signal waits for what is in flight, seconds. `watch` judges outcomes.
+    `grace` is how long a signal or a deadline waits for what is in flight, seconds. `watch` judges outcomes.
     """
 
     def __init__(self, process: Process, workers: int, stop: Stop, watch: FailureWatch, grace: float) -> None:
@@ -85,9 +94,12 @@ class Engine:
         await self._stop.wait()
         self._drop_pending()
         self._end_of_feed()
-        if isinstance(self._stop.reason, signal.Signals):
+        reason = self._stop.reason
+        if isinstance(reason, signal.Signals | DeadlinePassed):
             await anyio.sleep(self._grace)
             self.abort()
+        elif isinstance(reason, LedgerFailed | OutputClosed):
+            self.abort()  # there is nowhere to write an answer to
 
     def _drop_pending(self) -> None:
         self.dropped += len(self._pending)

@@ -46,10 +46,22 @@ class Pipeline:
         self._record_timeout = record_timeout
 
     async def __call__(self, record: Record, emit: Callable[[Note], None]) -> Outcome:
-        """Settle one record; raises FatalError and Stopped only."""
+        """Settle one record; raises FatalError and Stopped only.
+
+        A record that is cut short after calls of it were answered leaves a note of what they used.
+        """
         trail = Trail()
         if self._record_timeout is not None:
             trail.deadline = time.monotonic() + self._record_timeout
+        outcome = None
+        try:
+            outcome = await self._settle(record, trail)
+            return outcome
+        finally:
+            if outcome is None and trail.attempts:
+                emit(_spent(record, trail))
+
+    async def _settle(self, record: Record, trail: Trail) -> Outcome:
         try:
             request = self._request(record)
             reply = await self._stack.complete(request, trail)
@@ -73,6 +85,15 @@ class Pipeline:
             schema=self._schema,
             raw=self._raw,
         )
+
+
+def _spent(record: Record, trail: Trail) -> Note:
+    usage = {
+        "input_tokens": trail.usage.input_tokens,
+        "output_tokens": trail.usage.output_tokens,
+        "cached_tokens": trail.usage.cached_tokens,
+    }
+    return Note("spent", {"seq": record.seq, "calls": len(trail.attempts), "usage": usage})
 
 
 def _failure(error: RecordError) -> Failure:

@@ -36,6 +36,11 @@ class Source(Protocol):
 class Sink(Protocol):
     """Where finished lines go; synchronous, called on the ledger's thread only."""
 
+    @property
+    def length(self) -> int:
+        """Bytes written so far; may be asked from any thread."""
+        ...
+
     def append(self, lines: list[bytes]) -> int:
         """Write whole lines (each with its newline); the new length in bytes."""
         ...

@@ -1,7 +1,7 @@
 """Where finished lines go: JSONL files that can be cut back to a length, and stdout.
 
 Both are synchronous and used by the ledger on its one thread. They write whole lines as they are given and
-know nothing of what is in them, of commits or of recovery.
+know nothing of what is in them, of commits or of recovery. `reader_gone` tells the session of a closed pipe.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
+
 from batchllm.errors import ConfigError, LedgerFailed
 
 _sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 _FLAGS = os.O_RDWR | os.O_APPEND
+_PIECE = 1 << 16
+"""Bytes of one write to stdout, so that `length` tells whether its reader still takes anything."""
 
 
 class JsonlFile:
@@ -172,7 +177,7 @@ class Stdout:
         view = memoryview(b"".join(lines))
         while view:
             try:
-                written = os.write(self._fd, view)
+                written = os.write(self._fd, view[:_PIECE])
             except BlockingIOError:
                 # Whoever shares our stdout has made it non-blocking.
                 waiting = select.poll()
@@ -200,6 +205,22 @@ class Stdout:
 
     def close(self) -> None:
         """Leave stdout open: it is not ours."""
+
+
+async def reader_gone(fd: int = 1) -> None:
+    """Return once nobody reads the pipe any more, though nothing is written; never for anything else."""
+    waiting = select.poll()
+    waiting.register(fd, 0)
+    try:
+        piped = stat.S_ISFIFO(os.fstat(fd).st_mode)
+    except OSError:
+        piped = False
+    while piped:
+        if waiting.poll(0):
+            return
+        await anyio.wait_readable(fd)  # the end for writing becomes readable only by this
+        await anyio.lowlevel.checkpoint()
+    await anyio.sleep_forever()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -80,6 +80,8 @@ def listing() -> list[str]:
             lines += [f"{'':8}{line}" for line in _local_state()]
         elif name == "fake":
             lines.append(f"{'':8}nothing needed: answers are made in process, with faults if asked")
+        elif name == "python":
+            lines.append(f"{'':8}a function of yours: def answer(messages) -> str; or python/module:function")
     return lines
 
 

@@ -8,27 +8,57 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.abc
 
 from batchllm import ui
-from batchllm.errors import BatchError, DeadlinePassed, OutputClosed
+from batchllm.errors import DeadlinePassed, OutputClosed
 from batchllm.job import Loaded
 from batchllm.run import run as run_parts
+from batchllm.sinks import reader_gone
 from batchllm.stop import Stop
 from batchllm.wire import Again, Finished, Live, build
 
 if TYPE_CHECKING:
     from batchllm.ports import Observer
 
+_PATIENCE = 1.0
+"""Seconds that a stopped run waits at least for stdout's reader to take anything more."""
+_LAST_LINE = 0.1
+"""Seconds after which stdout's reader has not merely gone with the last line."""
+_THREADS_END = 0.5
+"""Seconds that threads have to end once the event loop has."""
+_WORKER = "AnyIO worker thread"
+
 
 def start(loaded: Loaded, retry: Again | None = None) -> int:
-    """Run a job in an event loop of its own; the exit code. Raises ConfigError and InUse."""
-    return anyio.run(_session, loaded, retry, backend_options={"use_uvloop": _has_uvloop()})
+    """Run a job in an event loop of its own; the exit code. Raises ConfigError and InUse.
+
+    Where threads were abandoned that don't end, it ends the process itself.
+    """
+    code = anyio.run(_session, loaded, retry, backend_options={"use_uvloop": _has_uvloop()})
+    until = time.monotonic() + _THREADS_END
+    for thread in threading.enumerate():
+        if thread.name == _WORKER:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End the process now: the interpreter would wait for a function of the user's that blocks."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def _has_uvloop() -> bool:
@@ -40,30 +70,52 @@ def _has_uvloop() -> bool:
 
 
 async def _session(loaded: Loaded, retry: Again | None) -> int:
+    """All passes of the session under its signals and its deadline; the exit code."""
+    session = _Session(loaded, Stop(), time.monotonic())
+    failed: Exception | None = None
+    code = 0
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(_heed_signals, session)
+        if loaded.job.deadline is not None:
+            tasks.start_soon(_heed_deadline, loaded.job.deadline, session)
+        try:
+            code = await _passes(session, retry)
+        except Exception as error:
+            failed = error  # raised below: the task group would wrap it
+        tasks.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+    return code
+
+
+@dataclass(slots=True)
+class _Session:
+    """What the passes of a session share; `live` is the one that runs, None while it is still being wired."""
+
+    loaded: Loaded
+    stop: Stop
+    started: float
+    live: Live | None = None
+    skipped: int | None = None
+
+    def kind(self, on_stdout: bool) -> str:
+        """Which progress to show."""
+        job = self.loaded.job
+        if job.quiet:
+            return "none"
+        to_terminal = on_stdout and sys.stdout is not None and sys.stdout.isatty()
+        return ui.kind_for(job.progress, data_on_terminal=to_terminal)
+
+
+async def _passes(session: _Session, retry: Again | None) -> int:
     """Pass after pass, until nothing is left to run or the run is stopped."""
-    job = loaded.job
-    stop, started = Stop(), time.monotonic()
+    job, stop = session.loaded.job, session.stop
     observers: list[Observer] = [ui.JsonEvents()] if job.verbose >= 2 else []
-    rounds, skipped, last = job.rounds, None, None
+    rounds, last = job.rounds, None
     while True:
-        async with AsyncExitStack() as stack:
-            live = await build(
-                loaded,
-                stop,
-                stack,
-                environ=os.environ,
-                terminal=sys.stderr is not None and sys.stderr.isatty(),
-                say=(lambda text: None) if job.quiet else ui.say,
-                observers=observers,
-                retry=retry,
-            )
-            if isinstance(live, Finished):
-                break
-            if not job.quiet and last is None:
-                for warning in live.warnings:
-                    ui.warn(warning)
-            skipped = live.skipped if skipped is None else skipped
-            await _run(live, stop, observers, _kind(loaded, live.places.on_stdout), started)
+        live = await _pass(session, retry, observers)
+        if not isinstance(live, Live):
+            break
         last = live
         if stop or not live.complete:
             break
@@ -74,79 +126,120 @@ async def _session(loaded: Loaded, retry: Again | None) -> int:
         rounds -= 1
         retry = Again(("exhausted",))
     if last is not None:
-        return _end(
-            last, stop, time.monotonic() - started, skipped or 0, _kind(loaded, last.places.on_stdout)
-        )
-    assert isinstance(live, Finished)
-    ui.final(live.summary, _finished_facts(live), kind=_kind(loaded, False), quiet=job.quiet)
-    return 1 if live.summary.failed or live.unfinished_line else 0
+        return _end(session, last)
+    if isinstance(live, Finished):
+        ui.final(live.summary, _finished_facts(live), kind=session.kind(False), quiet=job.quiet)
+        return 1 if live.summary.failed or live.unfinished_line else 0
+    reason, hint = _reason(stop)
+    if not isinstance(stop.reason, OutputClosed):
+        ui.say(f"stopped: {reason}")
+        ui.say(f"hint: {hint}")
+    return _code(stop)
 
 
-def _kind(loaded: Loaded, on_stdout: bool) -> str:
-    if loaded.job.quiet:
-        return "none"
-    to_terminal = on_stdout and sys.stdout is not None and sys.stdout.isatty()
-    return ui.kind_for(loaded.job.progress, data_on_terminal=to_terminal)
+async def _pass(session: _Session, retry: Again | None, observers: list[Observer]) -> Live | Finished | None:
+    """Wire one pass and run it; None where a stop came before it was wired."""
+    job, stop = session.loaded.job, session.stop
+    session.live = None
+    with anyio.CancelScope() as scope:
+        stop.then(lambda: scope.cancel() if session.live is None else None)
+        async with AsyncExitStack() as stack:
+            live = await build(
+                session.loaded,
+                stop,
+                stack,
+                environ=os.environ,
+                terminal=sys.stderr is not None and sys.stderr.isatty(),
+                say=(lambda text: None) if job.quiet else ui.say,
+                observers=observers,
+                retry=retry,
+            )
+            if isinstance(live, Finished):
+                return live
+            session.live = live
+            if session.skipped is None:
+                session.skipped = live.skipped
+                for warning in () if job.quiet else live.warnings:
+                    ui.warn(warning)
+            await _run(session, live, observers)
+        return live
+    return None
 
 
-async def _run(live: Live, stop: Stop, observers: Sequence[Observer], kind: str, started: float) -> None:
-    from batchllm import ui
-
+async def _run(session: _Session, live: Live, observers: Sequence[Observer]) -> None:
+    stop, kind = session.stop, session.kind(live.places.on_stdout)
     facts = {"run_id": live.run_id, "model": live.model, "output": live.places.output}
     for observer in observers:
         observer.run_started(facts)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_heed_signals, live, stop)
-        if live.job.deadline is not None:
-            tasks.start_soon(_heed_deadline, live.job.deadline, started, stop)
-        async with anyio.create_task_group() as shown:
-            shown.start_soon(
-                lambda: ui.show(
-                    live,
-                    kind=kind,
-                    interval=live.job.progress_interval,
-                    silent=lambda: isinstance(stop.reason, OutputClosed),
-                )
+    async with anyio.create_task_group() as beside:
+        if live.places.on_stdout:
+            beside.start_soon(_heed_reader, live, stop)
+        beside.start_soon(
+            lambda: ui.show(
+                live,
+                kind=kind,
+                interval=live.job.progress_interval,
+                silent=lambda: isinstance(stop.reason, OutputClosed),
             )
-            await run_parts(live.parts)
-            await live.close()
-            shown.cancel_scope.cancel()
-        tasks.cancel_scope.cancel()
+        )
+        await run_parts(live.parts)
+        await live.close()
+        beside.cancel_scope.cancel()
     for observer in observers:
         observer.run_stopped(facts | {"settled": live.summary.settled, "failed": live.summary.failed})
 
 
-async def _heed_signals(live: Live, stop: Stop) -> None:
+async def _heed_signals(
+    session: _Session, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
     """The first signal stops the run in order, the second gives up what is in flight."""
     heeded = [
         s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN
     ]
     with anyio.open_signal_receiver(*heeded) as signals:
+        task_status.started()
         async for received in signals:
-            if stop:
-                live.parts.engine.abort()
-            else:
-                stop.set(received)
+            if not session.stop:
+                session.stop.set(received)
+            elif session.live is not None:
+                session.live.abort()
 
 
-async def _heed_deadline(seconds: float, started: float, stop: Stop) -> None:
-    await anyio.sleep(started + seconds - time.monotonic())
-    stop.set(
+async def _heed_deadline(seconds: float, session: _Session) -> None:
+    await anyio.sleep(session.started + seconds - time.monotonic())
+    session.stop.set(
         DeadlinePassed(f"the deadline of {seconds:g} s has passed", "run the same command again to go on")
     )
 
 
-def _end(live: Live, stop: Stop, elapsed: float, skipped: int, kind: str) -> int:
+async def _heed_reader(live: Live, stop: Stop) -> None:
+    """Stop when stdout's reader has gone, and give stdout up where a stop waits for it in vain."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_heed_closed, live, stop)
+        await stop.wait()
+        while True:
+            taken = live.ledger.taken
+            await anyio.sleep(max(_PATIENCE, live.job.grace))
+            if live.ledger.writing and live.ledger.taken == taken:
+                break
+        ui.warn("nobody takes anything from stdout: the answers that it has no room for are given up")
+        live.abort()
+
+
+async def _heed_closed(live: Live, stop: Stop) -> None:
+    await reader_gone()
+    await anyio.sleep(_LAST_LINE)
+    if not live.read_and_settled:
+        stop.set(OutputClosed("stdout was closed"))
+
+
+def _end(session: _Session, live: Live) -> int:
     """Say how the session ended; the exit code."""
-    reason = stop.reason
-    if isinstance(reason, OutputClosed):
-        return 141
-    stopped, hint = None, None
-    if isinstance(reason, signal.Signals):
-        stopped, hint = f"by {reason.name}", "run the same command again to go on"
-    elif reason is not None:
-        stopped, hint = reason.message, reason.hint
-    if reason is None and live.source.unfinished:
+    stop = session.stop
+    if isinstance(stop.reason, OutputClosed):
+        return _code(stop)
+    stopped, hint = _reason(stop)
+    if not stop and live.source.unfinished:
         path, line = live.source.unfinished
         ui.warn(
             f"the last line of {path} (line {line}) is not whole: it has no line end and is no JSON",
@@ -154,20 +247,34 @@ def _end(live: Live, stop: Stop, elapsed: float, skipped: int, kind: str) -> int
         )
     facts = ui.Facts(
         output=live.places.output,
-        elapsed=elapsed,
+        elapsed=time.monotonic() - session.started,
         dead_letter=live.places.dead_letter if live.summary.failed else None,
         stopped=stopped,
         hint=hint,
         given_up=live.parts.engine.cancelled,
         dropped=live.parts.engine.dropped,
-        resumed=skipped,
+        resumed=session.skipped or 0,
     )
-    ui.final(live.summary, facts, kind=kind, quiet=live.job.quiet)
+    ui.final(live.summary, facts, kind=session.kind(live.places.on_stdout), quiet=live.job.quiet)
+    return _code(stop) or (1 if live.summary.failed or live.source.unfinished else 0)
+
+
+def _reason(stop: Stop) -> tuple[str | None, str | None]:
+    """Why the run was stopped and what to do, in words."""
+    reason = stop.reason
+    if isinstance(reason, signal.Signals):
+        return f"by {reason.name}", "run the same command again to go on"
+    return (reason.message, reason.hint) if reason is not None else (None, None)
+
+
+def _code(stop: Stop) -> int:
+    """The exit code that the reason of a stop asks for; 0 without one."""
+    reason = stop.reason
     if isinstance(reason, signal.Signals):
         return 128 + reason.value
-    if isinstance(reason, BatchError):
-        return 3
-    return 1 if live.summary.failed or live.source.unfinished else 0
+    if isinstance(reason, OutputClosed):
+        return 141
+    return 3 if reason is not None else 0
 
 
 def _finished_facts(finished: Finished) -> Any:

@@ -135,7 +135,13 @@ def _from_file(
 
 
 def _check_implicit(found: Mapping[str, _Given]) -> None:
-    """A job file that merely lies in the working folder may not send a key to an address of its choice."""
+    """A job file that merely lies in the working folder may neither run code nor send a key anywhere."""
+    model = found.get("model")
+    if model is not None and str(model.value).partition("/")[0] == "python":
+        raise ConfigError(
+            f"{model.origin}: a job file that is found, not named, may not name Python code to run",
+            f"name it, if you trust it: -j {IMPLICIT}",
+        )
     if "base_url" in found and "api_key_env" in found:
         raise ConfigError(
             f"{found['base_url'].origin}: a job file that is found, not named, may not set base_url and "

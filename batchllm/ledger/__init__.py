@@ -7,6 +7,7 @@ puts the finished output into input order. What is shown, reported or resumed de
 from batchllm.ledger.folder import RunFolder, move_aside
 from batchllm.ledger.journal import Journal, State, restore
 from batchllm.ledger.ledger import Ledger
+from batchllm.ledger.reorder import Reorder
 from batchllm.ledger.settled import Settled
 
-__all__ = ["Journal", "Ledger", "RunFolder", "Settled", "State", "move_aside", "restore"]
+__all__ = ["Journal", "Ledger", "Reorder", "RunFolder", "Settled", "State", "move_aside", "restore"]

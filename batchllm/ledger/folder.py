@@ -1,4 +1,4 @@
-"""The run folder `OUTPUT.run/`: its lock, its two small documents, and moving an old run aside.
+"""The run folder `OUTPUT.run/`: its lock, its small documents, and moving an old run aside.
 
 Documents are replaced whole (temporary file, sync, rename, sync of the folder), so a reader finds the old
 one or the new one. Nothing here knows what the documents mean.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from batchllm.errors import ConfigError, InUse
+from batchllm.errors import ConfigError, InUse, LedgerFailed
 
 VERSION = 1
 """Of the folder's format; another one is refused."""
@@ -29,14 +31,23 @@ class RunFolder:
 
     def acquire(self) -> None:
         """Take the lock, making the folder; InUse where another process holds it."""
-        try:
-            self.path.mkdir(exist_ok=True)
-            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise ConfigError(
-                f"can't make the run folder {self.path}: {error.strerror}",
-                "choose an output in a folder that exists and that you may write to: -o FILE",
-            ) from None
+        while self._lock is None:
+            try:
+                if not self.path.is_dir():
+                    self.path.mkdir(exist_ok=True)
+                    sync_folder(self.path.parent)
+                lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise ConfigError(
+                    f"can't make the run folder {self.path}: {error.strerror}",
+                    "choose an output in a folder that exists and that you may write to: -o FILE",
+                ) from None
+            self._take(lock)
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+
+    def _take(self, lock: int) -> None:
+        """Lock the open file and keep it, unless the folder was removed or moved in the meantime."""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -47,9 +58,10 @@ class RunFolder:
                 + (f" (process {holder})" if holder else ""),
                 "wait for it, or give this run another output: -o FILE",
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
-        self._lock = lock
+        if identity(self.path / "lock") == identity(lock):
+            self._lock = lock
+        else:
+            os.close(lock)
 
     def release(self) -> None:
         """Give the lock back."""
@@ -57,6 +69,18 @@ class RunFolder:
             os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it, and give the lock back."""
+        if self._lock is not None and self.held():
+            for path in self.path.iterdir():
+                path.unlink()
+            self.path.rmdir()
+        self.release()
+
+    def held(self) -> bool:
+        """Whether the folder is still there, with the lock that was taken."""
+        return self._lock is not None and identity(self.path / "lock") == identity(self._lock)
 
     def exists(self) -> bool:
         """Whether a run has begun in it."""
@@ -81,18 +105,56 @@ class RunFolder:
         return document
 
     def write(self, name: str, document: dict[str, Any], *, sync: bool = True) -> None:
-        """Replace a document."""
-        target = self.path / name
+        """Replace a document. Raises LedgerFailed, leaving the old one."""
         temporary = self.path / f"{name}.tmp"
         data = orjson.dumps({"version": VERSION} | document)
-        with temporary.open("wb") as file:
-            file.write(data)
+        with writing():
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    if sync:
+                        file.flush()
+                        os.fsync(file.fileno())
+                temporary.rename(self.path / name)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
             if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.rename(target)
-        if sync:
-            sync_folder(self.path)
+                sync_folder(self.path)
+
+    def move_aside(self, files: list[Path]) -> list[Path]:
+        """Rename `files` and the folder itself by one free number, all of them after any end; the new names.
+
+        The lock stays with the folder that was moved.
+        """
+        old = [path for path in (*files, self.path) if path.exists() or path.is_symlink()]
+        new = _free_names(old, [*files, self.path])
+        moves = [[str(path.absolute()), str(aside.absolute())] for path, aside in zip(old, new, strict=True)]
+        self.write("aside", {"moves": moves})
+        self.finish_move()
+        return new
+
+    def finish_move(self) -> bool:
+        """Do what is left of a move that was begun; whether there was one."""
+        document = self.read("aside")
+        if document is None:
+            return False
+        with writing():
+            for old, new in document["moves"]:
+                if os.path.lexists(old):
+                    Path(old).rename(new)
+                    sync_folder(Path(new).parent)
+            (Path(document["moves"][-1][1]) / "aside").unlink()
+        return True
+
+
+def identity(file: Path | int) -> tuple[int, int] | None:
+    """What makes a path or a descriptor this file and no other; None where there is none."""
+    try:
+        facts = os.stat(file)  # noqa: PTH116 - a descriptor as well
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def sync_folder(path: Path) -> None:
@@ -104,14 +166,46 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def boot_id() -> str | None:
+    """What is another after each start of the machine; None where the system doesn't tell (Linux does)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Around what changes the run's files: LedgerFailed for an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise ledger_failed(error) from error
+
+
+def ledger_failed(error: OSError) -> LedgerFailed:
+    """The error that stops the run because its files can't be written."""
+    where = f" {Path(error.filename).name}" if isinstance(error.filename, str) else ""
+    return LedgerFailed(
+        f"can't write the run's files{where}: {(error.strerror or str(error)).lower()}",
+        "make room or mend the folder, then run the same command again: nothing that was written is lost",
+    )
+
+
 def move_aside(paths: list[Path]) -> list[Path]:
     """Rename those of `paths` that exist by one free number for all of them; returns the new names."""
     present = [path for path in paths if path.exists() or path.is_symlink()]
+    names = _free_names(present, paths)
+    for path, name in zip(present, names, strict=True):
+        path.rename(name)
+    return names
+
+
+def _free_names(present: list[Path], paths: list[Path]) -> list[Path]:
+    """New names for `present`, by a number that is free for each of `paths`."""
     number = 1
-    while any(_aside(path, number).exists() for path in paths):
+    while any(os.path.lexists(_aside(path, number)) for path in paths):
         number += 1
-    for path in present:
-        path.rename(_aside(path, number))
     return [_aside(path, number) for path in present]
 
 

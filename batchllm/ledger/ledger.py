@@ -79,7 +79,8 @@ class Ledger:
         self._position = position
         self._observers = observers
         self._reorder = reorder
-        self._writing = anyio.CancelScope()
+        self._commit_scope: anyio.CancelScope | None = None
+        self.writing = False
         self._failed = False
         self._since_snapshot = 0
         self._advanced = anyio.Event()
@@ -94,11 +95,17 @@ class Ledger:
             self._advanced = anyio.Event()
             await self._advanced.wait()
 
+    @property
+    def taken(self) -> int:
+        """Bytes of output written so far, in the midst of a group too."""
+        return self._output.length
+
     def abandon(self) -> None:
         """Write no more to a stdout that nobody reads; what it has not taken is lost."""
         if self._journal is None:
             self._failed = True
-            self._writing.cancel()
+            if self._commit_scope is not None:
+                self._commit_scope.cancel()
 
     async def drain(self, stream: MemoryObjectReceiveStream[list[Outcome | Note]]) -> None:
         """Commit what comes until the stream ends."""
@@ -154,9 +161,7 @@ class Ledger:
         self._since_snapshot += len(group)
         try:
             with anyio.CancelScope() as self._writing:
-                await to_thread.run_sync(
-                    self._write, group, late, abandon_on_cancel=self._journal is None
-                )
+                await to_thread.run_sync(self._write, group, late, abandon_on_cancel=self._journal is None)
             if self._failed:
                 return
             self._count(group)

@@ -18,7 +18,7 @@ from batchllm.engine import Engine, FailureWatch, workers_for
 from batchllm.errors import ConfigError
 from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate, RateLimiter
-from batchllm.ledger import Ledger, Settled, State, restore
+from batchllm.ledger import Ledger, Reorder, Settled, State, restore
 from batchllm.lines import Shape
 from batchllm.pipeline import Pipeline
 from batchllm.ports import Observer
@@ -76,10 +76,6 @@ async def build(
     asked = asking(loaded, environ, terminal=terminal)
     _check_descriptors(loaded.job)
     if where.on_stdout:
-        if loaded.job.ordered:
-            raise ConfigError(
-                "--ordered needs an output file: stdout is written as answers come", "give -o FILE"
-            )
         live = await _assemble(asked, where, None, stop, observers, stack, say)
     else:
         opened = (
@@ -151,9 +147,9 @@ async def _assemble(
     raw = shape == "openai-batch"
     if not raw and (opened is None or opened.new):
         asked.check_fields(first)
+    provider = await stack.enter_async_context(asked.chosen.connect(asked.chosen.spec))
     if opened is not None and state.later is None:
         write_header(opened, job, where, shape)
-    provider = await stack.enter_async_context(asked.chosen.connect(asked.chosen.spec))
     ceiling = getattr(provider, "ceiling", None)
     window = min(job.concurrency, ceiling) if ceiling else job.concurrency
     limiter = RateLimiter(job.rpm, job.tpm, stop)
@@ -237,6 +233,7 @@ def _ledger(
         meaning=meaning_digest(meaning),
         position=source.position,
         observers=observers,
+        reorder=Reorder() if opened is None and job.ordered else None,
     )
     if state.later is not None:
         ledger.inputs = lambda position: state.inputs

@@ -73,6 +73,11 @@ class Live:
         limited = self.job.limit is not None and self.source.records >= self.job.limit
         return self.read_and_settled and (not limited or self.ledger.later is not None)
 
+    def abort(self) -> None:
+        """Give up what is in flight, and a stdout that nobody reads."""
+        self.parts.engine.abort()
+        self.ledger.abandon()
+
     async def close(self) -> None:
         """Finish the ledger's files: the last snapshot, and input order where it is due."""
         unfinished = self.source.unfinished

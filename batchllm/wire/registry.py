@@ -32,6 +32,7 @@ PROVIDERS: Mapping[str, ProviderRow] = {
     ),
     "local": ProviderRow("batchllm.providers.local", "local/smollm2"),
     "fake": ProviderRow("batchllm.providers.fake", "fake/echo"),
+    "python": ProviderRow("batchllm.providers.function", "python/./mine.py:answer"),
 }
 
 STAND_IN = "local/smollm2"

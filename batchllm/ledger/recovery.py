@@ -1,0 +1,266 @@
+"""Recovery after any end: what came behind the last snapshot is walked, and what agrees is settled.
+
+What a crash cut short is taken off and kept in the run folder; what no crash explains is refused and left as
+it is. A kill can only cut the last line of a sink short. A power loss can leave anything in what wasn't synced:
+then each sink ends at its first line that is not what the index says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from batchllm.errors import ConfigError
+from batchllm.ledger.folder import boot_id, writing
+from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, SIZE, Entry, agrees, pack, unpack
+from batchllm.ledger.settled import Settled
+from batchllm.ledger.swap import commit
+from batchllm.model import Attempt, Dead, Done, Failure, Outcome, Record, Reply, Trail, Usage
+from batchllm.summary import Summary
+
+if TYPE_CHECKING:
+    from batchllm.ledger.journal import Journal
+
+_BLOCK = 4096 * SIZE
+FailedLine = Callable[[bytes], bytes]
+
+
+@dataclass(slots=True)
+class Walked:
+    """What a walk found behind the snapshot.
+
+    `ends` is where each sink's whole lines end, `torn` the sinks of which something is missing there.
+    `spans` are the parts of the index whose lines are there. `letters` and `failed` are the units with a dead
+    letter and where it is, and those with a line of their own among the output and where that starts.
+    """
+
+    ends: dict[str, int]
+    settled: Settled
+    summary: Summary
+    torn: set[str] = field(default_factory=set)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    letters: dict[int, tuple[Entry, int]] = field(default_factory=dict)
+    failed: dict[int, int] = field(default_factory=dict)
+
+
+def recover(journal: Journal, document: dict[str, Any], failed_line: FailedLine | None) -> dict[str, Any]:
+    """The snapshot of all that is whole, which is then the run's; `document` is the one that was there.
+
+    With `failed_line`, each dead letter has a line among the output, made from it; one that a crash kept
+    from being written is written now. Raises ConfigError where no crash explains the files.
+    """
+    lenient = _machine_was_restarted(journal)
+    base = document.get("index_length", 0)
+    lengths = {name: document.get("sinks", {}).get(name, 0) for name in journal.sinks}
+    _check_lengths(journal, base, lengths)
+    if lenient and not document.get("synced", True):
+        for _ in verified(journal, base):
+            pass
+    walked = _walk(journal, document, base, lengths, lenient, {})
+    if failed_line is not None and (alone := walked.failed.keys() - walked.letters.keys()):
+        if not lenient:
+            raise changed(journal.sinks["dead"].path, "letters of which the output has a line are missing")
+        start = min(walked.failed[unit] for unit in alone)
+        walked = _walk(journal, document, base, lengths, lenient, {"output": start})
+    new = document
+    if journal.index.length > base or any(
+        sink.length > lengths[name] for name, sink in journal.sinks.items()
+    ):
+        new = _settle(journal, document, walked, base, lenient, failed_line)
+    boot = boot_id()
+    if boot is not None and (journal.folder.read("session") or {}).get("boot") != boot:
+        journal.folder.write("session", {"boot": boot})
+    return new
+
+
+def changed(path: str, what: str) -> ConfigError:
+    """The refusal of files that are not as the run wrote them."""
+    return ConfigError(
+        f"{path} was changed since the run wrote it: {what}",
+        "put the file back as it was, or start over with --fresh (the old files are kept aside)",
+    )
+
+
+def verified(journal: Journal, end: int | None = None) -> Any:
+    """Each entry of the index up to byte `end`, with its bytes, its line's place and its line, all checked.
+
+    Raises ConfigError at the first that doesn't agree.
+    """
+    at, end = 0, journal.index.length if end is None else end
+    places = dict.fromkeys(journal.sinks, 0)
+    generation = journal.generation
+    while at < end:
+        block = journal.index.read(at, min(_BLOCK, end - at))
+        for number, entry in enumerate(unpack(block)):
+            packed = block[number * SIZE : (number + 1) * SIZE]
+            name = SINK_OF.get(entry.kind)
+            line = journal.sinks[name].read(places[name], entry.length) if name is not None else b""
+            if name is None or not entry.length or not agrees(packed, line, generation):
+                # Entries of earlier generations stand beside those of this one.
+                older = (g for g in range(journal.generation, -1, -1) if agrees(packed, line, g))
+                found = next(older, None) if name is not None and entry.length else None
+                if name is None or found is None:
+                    raise changed(
+                        journal.index.path, f"the entry at byte {at + number * SIZE} belongs to no line"
+                    )
+                generation = found
+            yield entry, packed, places[name], line
+            places[name] += entry.length
+        at += len(block)
+
+
+def _machine_was_restarted(journal: Journal) -> bool:
+    """Whether the run was last written before the machine's last start: it may have lost what wasn't synced."""
+    boot, session = boot_id(), journal.folder.read("session")
+    return boot is not None and session is not None and session["boot"] != boot
+
+
+def _check_lengths(journal: Journal, base: int, lengths: dict[str, int]) -> None:
+    for name, sink in [*journal.sinks.items(), ("index", journal.index)]:
+        expected = base if name == "index" else lengths[name]
+        if sink.length < expected:
+            raise changed(sink.path, f"it holds {sink.length} bytes, the run had written {expected}")
+        if name != "index" and expected and sink.read(expected - 1, 1) != b"\n":
+            raise changed(sink.path, f"no line ends at byte {expected}")
+
+
+def _walk(
+    journal: Journal,
+    document: dict[str, Any],
+    base: int,
+    lengths: dict[str, int],
+    lenient: bool,
+    limits: dict[str, int],
+) -> Walked:
+    """Read what came behind the snapshot, each sink by itself, as far as its lines are whole.
+
+    `limits` says where some sinks are to end at the latest.
+    """
+    walked = Walked(
+        dict(lengths),
+        Settled(document.get("watermark", 0), document.get("above", "")),
+        Summary.from_dict(document["summary"]) if document.get("summary") else Summary(),
+    )
+    at, end = base, journal.index.length
+    while at < end:
+        block = journal.index.read(at, min(_BLOCK, end - at))
+        for number, entry in enumerate(unpack(block)):
+            name = SINK_OF.get(entry.kind)
+            if name is None or entry.length == 0:
+                return walked
+            if name in walked.torn:
+                continue
+            start, packed = walked.ends[name], block[number * SIZE : (number + 1) * SIZE]
+            room = min(limits.get(name, journal.sinks[name].length) - start, entry.length)
+            line = journal.sinks[name].read(start, room)
+            if not agrees(packed, line, journal.generation):
+                if not lenient and (len(line) == entry.length or b"\n" in line):
+                    what = f"the line at byte {start} is not the one that the run wrote"
+                    raise changed(journal.sinks[name].path, what)
+                walked.torn.add(name)
+                continue
+            _take(walked, entry, line, at + number * SIZE)
+        at += len(block)
+    return walked
+
+
+def _take(walked: Walked, entry: Entry, line: bytes, place: int) -> None:
+    """Count an entry at `place` in the index, whose line is there."""
+    name = SINK_OF[entry.kind]
+    if entry.kind == DEAD:
+        walked.letters[entry.unit] = entry, walked.ends[name]
+    elif entry.kind == FAILED:
+        walked.failed[entry.unit] = walked.ends[name]
+    if entry.kind in (OUTPUT, DEAD):
+        walked.settled.add(entry.number)
+        walked.summary.add(outcome_of(entry, line))
+    walked.ends[name] += entry.length
+    if walked.spans and walked.spans[-1][1] == place:
+        walked.spans[-1] = walked.spans[-1][0], place + SIZE
+    else:
+        walked.spans.append((place, place + SIZE))
+
+
+def _settle(
+    journal: Journal,
+    document: dict[str, Any],
+    walked: Walked,
+    base: int,
+    lenient: bool,
+    failed_line: FailedLine | None,
+) -> dict[str, Any]:
+    """Make what was walked the run's state, with the tails cut off that it lacks; the new snapshot."""
+    extra = {name: sink.length - walked.ends[name] for name, sink in journal.sinks.items()}
+    for name, count in extra.items():
+        if count and name not in walked.torn and not lenient:
+            path = journal.sinks[name].path
+            raise changed(path, f"it has {count} bytes behind the last line of the run")
+    lines, added = _missing_lines(journal, walked, failed_line) if failed_line is not None else ([], [])
+    entries = b"".join(journal.index.read(start, end - start) for start, end in walked.spans) + b"".join(added)
+    ends = dict(walked.ends)
+    ends["output"] += sum(map(len, lines))
+    new = document | {
+        "generation": journal.generation,
+        "index_length": base + len(entries),
+        "sinks": ends,
+        "watermark": walked.settled.watermark,
+        "above": walked.settled.above(),
+        "summary": walked.summary.to_dict(),
+        "finished": document.get("finished", False) and not entries,
+        "synced": True,
+    }
+    _keep(journal, {name: count for name, count in extra.items() if count})
+    journal.sync()
+    if journal.index.length == base + len(entries) and not any(extra.values()) and not lines:
+        journal.folder.write("snapshot", new)
+    else:
+        tails = {name: (end, b"") for name, end in walked.ends.items()}
+        tails["output"] = walked.ends["output"], b"".join(lines)
+        commit(journal, {"snapshot": new}, tails | {"index": (base, entries)})
+    return new
+
+
+def _missing_lines(
+    journal: Journal, walked: Walked, failed_line: FailedLine
+) -> tuple[list[bytes], list[bytes]]:
+    """The lines that dead letters lack among the output, and their entries."""
+    lines: list[bytes] = []
+    entries: list[bytes] = []
+    for unit, (entry, start) in walked.letters.items():
+        if unit not in walked.failed:
+            line = failed_line(journal.sinks["dead"].read(start, entry.length))
+            lines.append(line)
+            entries.append(pack(replace(entry, kind=FAILED, length=len(line)), line, journal.generation))
+    return lines, entries
+
+
+def _keep(journal: Journal, extra: dict[str, int]) -> None:
+    """Put what is about to be cut off the ends of sinks into the run folder."""
+    if not extra:
+        return
+    with writing(), (journal.folder.path / f"cut-{journal.generation}").open("ab") as kept:
+        for name, count in extra.items():
+            sink = journal.sinks[name]
+            at = sink.length - count
+            while block := sink.read(at, 1 << 20):
+                kept.write(block)
+                at += len(block)
+            kept.write(b"\n")
+        kept.flush()
+        os.fsync(kept.fileno())
+
+
+def outcome_of(entry: Entry, line: bytes) -> Outcome:
+    """As much of the outcome as entry and letter tell: what a Summary counts."""
+    usage = Usage(entry.input_tokens, entry.output_tokens, entry.cached_tokens)
+    calls = [Attempt(entry.at, entry.latency)] * (entry.calls - 1)
+    trail = Trail(attempts=[*calls, Attempt(entry.at, entry.latency, usage)] if entry.calls else [])
+    record = Record(entry.unit, entry.unit, None, b"")
+    if entry.kind == OUTPUT:
+        return Done(record, Reply("", None, usage, None, ""), trail, entry.at)
+    error = orjson.loads(line)["error"]
+    return Dead(record, Failure(error["kind"], error["cause"], error["message"]), trail, entry.at)

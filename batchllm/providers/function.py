@@ -1,0 +1,126 @@
+"""Your own Python function as the model: `python/package.module:function` or `python/./file.py:function`.
+
+It is called with the messages of a record, and with the whole request body if it takes a second argument;
+what it returns is the answer. It runs in this process: an async function on the event loop, any other in a
+thread that is given up where it blocks. `wire` connects it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import anyio
+from anyio import to_thread
+
+from batchllm.errors import BatchError, ConfigError, Internal, TimedOut
+from batchllm.lines import dumps
+from batchllm.model import Reply, Request, Trail, Usage
+from batchllm.ports import ProviderSpec
+
+_WAYS = "write python/package.module:function or python/./path/file.py:function"
+
+
+@asynccontextmanager
+async def connect(spec: ProviderSpec) -> AsyncIterator[Function]:
+    """The function that `spec.model` names; raises ConfigError where it can't be had.
+
+    Its module is imported in a thread, so that a stop need not wait for a long import. Modules of the
+    working folder are found.
+    """
+    place, colon, name = spec.model.rpartition(":")
+    if not colon or not place or not name:
+        raise ConfigError(f"python/{spec.model} names no function", _WAYS)
+    module = await to_thread.run_sync(_imported, place, abandon_on_cancel=True)
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise ConfigError(f"{place} has no function {name!r}", _WAYS)
+    yield Function(found, spec)
+
+
+class Function:
+    """A Provider that calls a function; `timeout` and the threads at one time are those of `spec`."""
+
+    def __init__(self, function: Callable[..., Any], spec: ProviderSpec) -> None:
+        self._function = function
+        self._spec = spec
+        self._takes_body = _takes_two(function)
+        self._awaits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004 - an object whose call is async
+        )
+        self._limiter = anyio.CapacityLimiter(spec.concurrency)
+
+    async def complete(self, request: Request, trail: Trail) -> Reply:
+        """What the function says; an exception of its own is Internal, those of batchllm mean what they say."""
+        with anyio.move_on_after(self._spec.timeout) as scope:
+            try:
+                answer = await self._call(request)
+            except BatchError:
+                raise
+            except (Exception, SystemExit) as error:
+                cause = type(error).__name__
+                raise Internal(f"{cause}: {error}" if str(error) else cause, cause=cause) from error
+        if scope.cancelled_caught:
+            raise TimedOut(f"the function gave no answer within {self._spec.timeout:g} s")
+        if isinstance(answer, dict | list):
+            answer = dumps(answer).decode()
+        if not isinstance(answer, str):
+            what = type(answer).__name__
+            raise Internal(f"the function returned {what}, not text, a dict or a list", cause="TypeError")
+        return Reply(answer, answer, Usage(), "stop", request.model)
+
+    async def _call(self, request: Request) -> Any:
+        messages = [dict(message) for message in request.body.get("messages", ())]
+        given = (messages, request.body | {"messages": messages}) if self._takes_body else (messages,)
+        if self._awaits:
+            return await self._function(*given)
+        answer = await to_thread.run_sync(
+            lambda: self._function(*given), abandon_on_cancel=True, limiter=self._limiter
+        )
+        return await answer if inspect.isawaitable(answer) else answer
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether a second argument can be given by its place."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _imported(place: str) -> ModuleType:
+    """The module of a dotted name or a file; raises ConfigError."""
+    try:
+        if place.endswith(".py"):
+            return _from_file(Path(place))
+        here = str(Path.cwd())
+        if here not in sys.path and "" not in sys.path:
+            sys.path.insert(0, here)
+        return importlib.import_module(place)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"importing {place} failed: {type(error).__name__}: {error}", _WAYS) from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"there is no file {path}", _WAYS)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module

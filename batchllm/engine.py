@@ -35,7 +35,12 @@ Item = Record | Dead
 FIRST, LATER = 20, 200
 """So many failures in a row with one and the same provider error stop the run: from its start, and later."""
 
-_OUTBOX = 1024
+_OUTBOX, _OUT_BYTES = 1024, 2 << 20
+"""Outcomes that wait to be sent, and about how many bytes of them, before workers wait too."""
+_PENDING_BYTES = 2 << 20
+"""Bytes of records that wait for a worker, before the inbox has to wait."""
+_RUNNING_BYTES = 8 << 20
+"""Bytes of records with which more than half of the workers may be busy."""
 _VARYING = re.compile(r"\S*\d\S*")
 
 
@@ -52,12 +57,15 @@ class Engine:
         self._watch = watch
         self._grace = grace
         self._pending: deque[Record] = deque()
+        self._pending_bytes = 0
         self._idle: list[anyio.Event] = []
         self._workers = 0
         self._running = 0
+        self._running_bytes = 0
         self._fed = False
         self._hungry = anyio.Event()
         self._out: list[Outcome | Note] = []
+        self._out_bytes = 0
         self._settled = anyio.Event()
         self._room = anyio.Event()
         self._closed = False
@@ -104,6 +112,7 @@ class Engine:
     def _drop_pending(self) -> None:
         self.dropped += len(self._pending)
         self._pending.clear()
+        self._pending_bytes = 0
 
     async def _feed(self, inbox: MemoryObjectReceiveStream[list[Item]], tasks: TaskGroup) -> None:
         async with inbox:
@@ -126,14 +135,26 @@ class Engine:
                 await self._settle(item)
             else:
                 self._pending.append(item)
+                self._pending_bytes += len(item.line)
         self._rouse(tasks)
-        while len(self._pending) > self._most and not self._stop:
+        while self._full() and not self._stop:
             self._hungry = anyio.Event()
             await self._hungry.wait()
+
+    def _full(self) -> bool:
+        """Whether workers have enough to go on with."""
+        return len(self._pending) > self._most or self._pending_bytes > _PENDING_BYTES
+
+    def _crowded(self) -> bool:
+        """Whether so much is in work that no further worker should take up a record and fill memory."""
+        return self._running_bytes > _RUNNING_BYTES and 2 * self._running >= self._most
 
     def _end_of_feed(self) -> None:
         self._fed = True
         self._hungry.set()
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for event in self._idle:
             event.set()
         self._idle.clear()
@@ -151,17 +172,15 @@ class Engine:
 
     async def _work(self) -> None:
         while not self._stop:
-            if not self._pending:
-                if self._fed:
-                    return
+            if not self._pending and self._fed:
+                self._wake_all()
+                return
+            if not self._pending or self._crowded():
                 event = anyio.Event()
                 self._idle.append(event)
                 await event.wait()
                 continue
-            record = self._pending.popleft()
-            if len(self._pending) == self._most:
-                self._hungry.set()
-            self._running += 1
+            record = self._take()
             outcome = None
             try:
                 outcome = await self._process(record, self._emit)
@@ -170,10 +189,24 @@ class Engine:
             except FatalError as error:
                 self._stop.set(error)
             self._running -= 1  # not where it was cancelled: those are counted as given up
+            self._running_bytes -= len(record.line)
             if outcome is None:
                 self.dropped += 1
             else:
                 await self._settle(outcome)
+
+    def _take(self) -> Record:
+        """The next record, into work; wakes whom that gives something to do."""
+        record = self._pending.popleft()
+        size = len(record.line)
+        self._pending_bytes -= size
+        self._running += 1
+        self._running_bytes += size
+        if not self._hungry.is_set() and not self._full():
+            self._hungry.set()
+        if self._idle and self._pending and not self._crowded():
+            self._idle.pop().set()
+        return record
 
     def _emit(self, note: Note) -> None:
         self._out.append(note)
@@ -183,12 +216,13 @@ class Engine:
         keep, verdict = self._watch.judge(outcome)
         if keep:
             self._out.append(outcome)
+            self._out_bytes += outcome.size
             self._settled.set()
         else:
             self.dropped += 1
         if verdict is not None:
             self._stop.set(verdict)
-        while len(self._out) >= _OUTBOX:
+        while len(self._out) >= _OUTBOX or self._out_bytes >= _OUT_BYTES:
             await self._room.wait()
 
     async def _flush(self, outbox: MemoryObjectSendStream[list[Outcome | Note]]) -> None:
@@ -198,7 +232,7 @@ class Engine:
                 await self._settled.wait()
                 self._settled = anyio.Event()
                 if self._out:
-                    batch, self._out = self._out, []
+                    batch, self._out, self._out_bytes = self._out, [], 0
                     try:
                         await outbox.send(batch)
                     except anyio.BrokenResourceError:

@@ -113,6 +113,20 @@ def failed_line_of(letter: bytes, shape: Shape) -> bytes:
     return failed_line(Dead(record, failure, Trail(), 0.0), shape)
 
 
+def renumbered(line: bytes, seq: int, emit: str) -> bytes:
+    """An output line of shape `emit`, or a dead letter (as result), under another `seq`.
+
+    A line that is not as the run writes it stays as it is.
+    """
+    if emit == "merged":
+        return line
+    if emit == "openai-batch":
+        return re.sub(rb'^\{"id":"batch_req_\d+"', b'{"id":"batch_req_%d"' % seq, line)
+    head = b'{"id":' + next((value for _, value in members(line)), b"") + b',"seq":'
+    rest = line.removeprefix(head)
+    return line if rest == line else head + re.sub(rb"^\d+", b"%d" % seq, rest)
+
+
 def stamp(at: float) -> str:
     """RFC 3339 in UTC with milliseconds, from Unix seconds."""
     millis = round(at * 1000)

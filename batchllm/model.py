@@ -166,6 +166,11 @@ class Done:
     trail: Trail
     at: float
 
+    @property
+    def size(self) -> int:
+        """Characters of text that it holds, near enough for a bound on memory."""
+        return len(self.record.line) + len(self.reply.text)
+
 
 @dataclass(frozen=True, slots=True)
 class Dead:
@@ -176,6 +181,11 @@ class Dead:
     trail: Trail
     at: float
 
+    @property
+    def size(self) -> int:
+        """Characters of text that it holds, near enough for a bound on memory."""
+        return len(self.record.line) + len(self.error.raw or "")
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -183,6 +193,7 @@ class Note:
 
     kind: str
     body: dict[str, Any]
+    size = 0
 
 
 Outcome = Done | Dead

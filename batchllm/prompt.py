@@ -93,7 +93,7 @@ def explain_missing(
         )
     close = [match for name in missing for match in difflib.get_close_matches(name, available, n=1)]
     return ConfigError(
-        f"the prompt uses {_quoted(missing)}, which none of the first {len(records)} records has",
+        f"the prompt uses {_quoted(missing)}, which none of the {len(records)} records read so far has",
         hint=(f"did you mean {_quoted(close)}? " if close else "")
         + f"the records have: {_names(available)}; a field that may be absent: {{{{ name | default('') }}}}",
     )

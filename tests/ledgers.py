@@ -47,6 +47,7 @@ class Files:
         ordered: bool = False,
         finish: bool = True,
         shape: Shape = Shape(),  # noqa: B008 - frozen
+        durability: str = "none",
     ) -> Stop:
         """One run of the ledger over these groups; returns its Stop."""
         journal, state = self.open(shape)
@@ -59,7 +60,7 @@ class Files:
             state.settled,
             stop,
             journal=journal,
-            durability="none",
+            durability=durability,
             position=lambda seq: Position(seq=seq),
         )
 
@@ -76,11 +77,20 @@ class Files:
         journal.close()
         return stop
 
-    def state(self) -> State:
+    def state(self, shape: Shape = Shape()) -> State:  # noqa: B008 - frozen
         """What a restart would know."""
-        journal, state = self.open()
+        journal, state = self.open(shape)
         journal.close()
         return state
+
+    def power_loss(self) -> None:
+        """Let it be that the machine was started after the run was last written."""
+        (self.run / "session").write_bytes(b'{"version":1,"boot":"another"}')
+
+    def content(self) -> dict[str, bytes]:
+        """Every file by its path, the lock aside."""
+        paths = [path for path in self.output.parent.rglob("*") if path.is_file() and path.name != "lock"]
+        return {str(path): path.read_bytes() for path in paths}
 
     def seqs(self) -> list[int]:
         """The seq of every line, output first, each checked to be whole."""

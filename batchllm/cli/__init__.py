@@ -12,6 +12,7 @@ from inspect import cleandoc
 import typer
 
 from batchllm.cli.init import init
+from batchllm.cli.leaving import leave
 from batchllm.cli.models import models_app
 from batchllm.cli.retry import retry
 from batchllm.cli.run import run
@@ -70,6 +71,14 @@ def _fill_closed_descriptors() -> None:
 def main() -> None:
     """Run the command line and exit with the contract's code."""
     _fill_closed_descriptors()
+    try:
+        _main()
+    except SystemExit as end:
+        leave(end.code)
+        raise
+
+
+def _main() -> None:
     try:
         app(prog_name="batchllm")
     except BatchError as error:

@@ -11,15 +11,18 @@ import typer
 from batchllm.cli.options import job_file, parameter, take
 from batchllm.job import load
 
-_INPUT = typer.Argument(help="JSONL files, .gz too; - is stdin.", metavar="INPUT", show_default=False)
+_INPUT = typer.Argument(
+    help="JSONL files, .gz and .zst too; - is stdin.", metavar="INPUT", show_default=False
+)
 
 
 @take(parameter("input", Annotated[list[str] | None, _INPUT]), job_file())
 def run(**options: Any) -> None:
     """Send every record of INPUT to a model and write every answer, or why there is none.
 
-    INPUT is one or more JSONL files (.gz too), or - for stdin. Run the same command again to go on where
-    it stopped. Settings also come from BATCHLLM_… variables and from batchllm.toml in the working folder.
+    INPUT is one or more JSONL files (.gz and .zst too), or - for stdin. Run the same command again to go on
+    where it stopped. Settings also come from BATCHLLM_… variables and from batchllm.toml in the working
+    folder.
     """
     from batchllm.cli.session import start
 

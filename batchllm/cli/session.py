@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,32 +32,11 @@ _PATIENCE = 1.0
 """Seconds that a stopped run waits at least for stdout's reader to take anything more."""
 _LAST_LINE = 0.1
 """Seconds after which stdout's reader has not merely gone with the last line."""
-_THREADS_END = 0.5
-"""Seconds that threads have to end once the event loop has."""
-_WORKER = "AnyIO worker thread"
 
 
 def start(loaded: Loaded, retry: Again | None = None) -> int:
-    """Run a job in an event loop of its own; the exit code. Raises ConfigError and InUse.
-
-    Where threads were abandoned that don't end, it ends the process itself.
-    """
-    code = anyio.run(_session, loaded, retry, backend_options={"use_uvloop": _has_uvloop()})
-    until = time.monotonic() + _THREADS_END
-    for thread in threading.enumerate():
-        if thread.name == _WORKER:
-            thread.join(max(0.0, until - time.monotonic()))
-            if thread.is_alive():
-                _leave(code)
-    return code
-
-
-def _leave(code: int) -> None:
-    """End the process now: the interpreter would wait for a function of the user's that blocks."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-    os._exit(code)
+    """Run a job in an event loop of its own; the exit code. Raises ConfigError and InUse."""
+    return anyio.run(_session, loaded, retry, backend_options={"use_uvloop": _has_uvloop()})
 
 
 def _has_uvloop() -> bool:

@@ -63,7 +63,9 @@ def _files(kind: Kind, default: Any, read: values.Reader, flags: str, metavar: s
 class Job:
     """Everything that a run was told, merged. Times are in seconds; texts are contents, not paths."""
 
-    input: tuple[str, ...] = _files("meaning", (), values.paths, "", None, "JSONL files, .gz too; - is stdin")
+    input: tuple[str, ...] = _files(
+        "meaning", (), values.paths, "", None, "JSONL files, .gz and .zst too; - is stdin"
+    )
     output: str | None = _files(
         "place", None, values.text, "-o --output", "FILE", "Successes; - is stdout (default INPUT.out.jsonl)"
     )

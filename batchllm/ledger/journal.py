@@ -1,7 +1,7 @@
 """The journal of a run: index and snapshot beside the sinks, in one place for whoever changes them.
 
-Writes entries before their lines, takes snapshots, and says on opening what is settled. Recovery, ordering and
-later passes are rooms of their own that work on it; it decides nothing.
+Writes entries before their lines, takes snapshots, and says on opening what is settled. Recovery, ordering
+and later passes are rooms of their own that work on it; it decides nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import orjson
 
 from batchllm.errors import ConfigError, LedgerFailed
-from batchllm.ledger.folder import RunFolder, identity, writing
+from batchllm.ledger.folder import RunFolder, identity
 from batchllm.ledger.index import DEAD, OUTPUT, Entry, pack
 from batchllm.ledger.passes import Later, clean
 from batchllm.ledger.recovery import FailedLine, outcome_of, recover

@@ -15,11 +15,12 @@ import anyio
 from anyio import to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from batchllm.errors import LedgerFailed, OutputClosed
+from batchllm.errors import ConfigError, FatalError, LedgerFailed, OutputClosed
+from batchllm.ledger.folder import ledger_failed
 from batchllm.ledger.index import DEAD, FAILED, NOTE, OUTPUT, Entry, pack
 from batchllm.ledger.journal import Journal
 from batchllm.ledger.ordering import in_order, order
-from batchllm.ledger.passes import Later, end
+from batchllm.ledger.passes import Later, clean
 from batchllm.ledger.reorder import Reorder
 from batchllm.ledger.settled import WINDOW, Settled
 from batchllm.lines import Shape, dead_line, dumps, failed_line, output_line
@@ -30,6 +31,8 @@ from batchllm.summary import Summary
 
 GROUP = 512
 """Outcomes of a commit at most."""
+GROUP_BYTES = 2 << 20
+"""Bytes of outcomes from which on a commit waits for no more."""
 LINGER = 0.05
 """Seconds that the first outcome of a group waits for others at most."""
 SNAPSHOT_EVERY = 1 << 16
@@ -82,7 +85,8 @@ class Ledger:
         self._commit_scope: anyio.CancelScope | None = None
         self.writing = False
         self._failed = False
-        self._since_snapshot = 0
+        # What lies between the place to go on reading and what is settled is read again by each session.
+        self._since_snapshot = settled.watermark - position(settled.watermark).seq
         self._advanced = anyio.Event()
 
     async def room(self, last: Record | Dead) -> None:
@@ -115,44 +119,55 @@ class Ledger:
                     group = list(await stream.receive())
                 except anyio.EndOfStream:
                     break
+                held = sum(item.size for item in group)
                 with anyio.move_on_after(LINGER):
-                    while len(group) < GROUP:
+                    while len(group) < GROUP and held < GROUP_BYTES:
                         try:
-                            group += await stream.receive()
+                            more = await stream.receive()
                         except anyio.EndOfStream:
                             break
+                        group += more
+                        held += sum(item.size for item in more)
                 await self._commit(group)
             if self._reorder is not None:
                 await self._commit([], self._reorder.rest())
+
+    def begin(self) -> None:
+        """The first snapshot of a run: it says what the inputs are. Raises FatalError."""
+        if self._journal is not None:
+            self._journal.snapshot(self._document(), self._durability != "none")
 
     async def finish(self, *, complete: bool, ordered: bool, unfinished_line: str | None) -> None:
         """The last snapshot; and when the whole input is settled, the pass into input order."""
         journal = self._journal
         if journal is None or self._failed:
             return
-        document = self._document() | {"finished": complete, "unfinished_line": unfinished_line}
-        if complete and self.later is not None:
-            at = self.later.position
-            document |= {"watermark": self.later.watermark, "above": "", "later": None}
-            document["position"] = [at.file, at.offset, at.line, at.seq]
         try:
-            await to_thread.run_sync(self._finish, journal, document, ordered)
-        except LedgerFailed as error:
+            now = self._document() | {"unfinished_line": unfinished_line}
+            end = now | {"finished": complete}
+            if complete and self.later is not None:
+                at = self.later.position
+                end |= {"watermark": self.later.watermark, "above": "", "later": None}
+                end["position"] = [at.file, at.offset, at.line, at.seq]
+            await to_thread.run_sync(self._finish, journal, now, end, ordered)
+        except FatalError as error:
             self._stop.set(error)
+        except ConfigError as error:
+            self._stop.set(LedgerFailed(error.message, error.hint))
         except OSError as error:
-            self._stop.set(_ledger_failed(error))
+            self._stop.set(ledger_failed(error))
 
-    def _finish(self, journal: Journal, document: dict[str, Any], ordered: bool) -> None:
+    def _finish(self, journal: Journal, now: dict[str, Any], end: dict[str, Any], ordered: bool) -> None:
         sync = self._durability != "none"
+        journal.check()
         self._output.append([])  # a run without a success leaves an empty file, not none
-        journal.snapshot(document | {"finished": False}, sync)
+        journal.snapshot(now, sync)
         if ordered and not in_order(journal):
             order(journal)
-        journal.snapshot(document, sync)
+        journal.snapshot(end, sync)
         if not journal.sinks["dead"].length:
             Path(journal.sinks["dead"].path).unlink(missing_ok=True)  # there are no letters: no file
-        if self.later is not None and document["finished"]:
-            end(journal, self.later)
+        clean(journal, self.later if end["later"] is not None else None)
 
     async def _commit(self, group: list[Outcome | Note], late: Sequence[bytes] = ()) -> None:
         """Write a group, then count it; `late` are lines that waited for their turn to the end."""
@@ -171,12 +186,12 @@ class Ledger:
         except BrokenPipeError:
             self._failed = True
             self._stop.set(OutputClosed("stdout was closed"))
-        except LedgerFailed as error:
+        except FatalError as error:
             self._failed = True
             self._stop.set(error)
         except OSError as error:
             self._failed = True
-            self._stop.set(_ledger_failed(error))
+            self._stop.set(ledger_failed(error))
 
     def _write(self, group: list[Outcome | Note], late: Sequence[bytes]) -> None:
         """On the ledger's thread: entries, then dead letters, then output."""
@@ -199,6 +214,7 @@ class Ledger:
                     put("output", FAILED, failed_line(item, self._shape), item)
                 put("dead", DEAD, dead_line(item), item)
         if self._journal is not None:
+            self._journal.check()
             self._journal.append(b"".join(entries))
             if lines["notes"]:
                 self._journal.sinks["notes"].append(lines["notes"])
@@ -208,10 +224,11 @@ class Ledger:
         if output or late:
             self._output.append([*output, *late])
         if self._durability == "record":
-            self._dead.sync()
-            self._output.sync()
             if self._journal is not None:
                 self._journal.sync()
+            else:
+                self._dead.sync()
+                self._output.sync()
 
     def _in_turn(self, group: list[Outcome | Note], lines: list[bytes]) -> list[bytes]:
         """The lines whose turn it is, now that this group with its output `lines` is there."""
@@ -266,11 +283,3 @@ def _entry(kind: int, outcome: Outcome | None, meaning: bytes) -> Entry:
 def digest_of(line: bytes, meaning: bytes) -> int:
     """64 bits over a record's bytes and what was asked of it; `meaning` is 16 bytes at most."""
     return int.from_bytes(blake2b(line, digest_size=8, key=meaning).digest(), "little")
-
-
-def _ledger_failed(error: OSError) -> LedgerFailed:
-    where = f" {Path(error.filename).name}" if isinstance(error.filename, str) else ""
-    return LedgerFailed(
-        f"can't write the run's files{where}: {error.strerror}",
-        "make room or mend the folder, then run the same command again: nothing that was written is lost",
-    )

@@ -6,15 +6,21 @@ them. Memory stays flat: entries are sorted in runs of a bounded size, and the r
 
 from __future__ import annotations
 
+import errno
 import heapq
 import os
+import shutil
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from batchllm.ledger.index import SINK_OF, SIZE, Entry, unpack
-from batchllm.ledger.swap import Copies, commit
+from batchllm.ledger.folder import writing
+from batchllm.ledger.index import SINK_OF, SIZE
+from batchllm.ledger.recovery import entries, verified
+from batchllm.ledger.swap import Copies
 
 if TYPE_CHECKING:
     from batchllm.ledger.journal import Journal
@@ -29,44 +35,52 @@ _READ = 256 * _ROW_SIZE
 
 def in_order(journal: Journal) -> bool:
     """Whether every sink's lines stand in order of unit already."""
-    last = dict.fromkeys(journal.sinks, -1)
-    for entry, _ in entries(journal):
-        name = SINK_OF[entry.kind]
-        if entry.unit < last[name]:
+    last = dict.fromkeys(SINK_OF.values(), -1)
+    for _, entry, _ in entries(journal):
+        name = SINK_OF.get(entry.kind)
+        if name is None or entry.unit < last[name]:
             return False
         last[name] = entry.unit
     return True
 
 
 def order(journal: Journal) -> None:
-    """Put sinks and index in order of unit, kind and age; harmless when repeated. Raises OSError."""
+    """Put sinks and index in order of unit, kind and age; harmless when repeated.
+
+    Raises LedgerFailed, and ConfigError where index and lines don't belong together; the files are then as
+    they were.
+    """
     names = [name for name, sink in journal.sinks.items() if sink.length]
-    with (
-        Copies(journal, [*names, "index"]) as copies,
-        tempfile.TemporaryFile(dir=journal.folder.path) as spool,
-    ):
-        for row in _merged(spool, _runs(journal, spool)):
-            _, kind, start, length = _ROW.unpack_from(row)
-            name = SINK_OF[kind]
-            copies.write(name, journal.sinks[name].read(start, length))
-            copies.write("index", row[_ROW.size :])
-        copies.finish()
-    commit(journal)
+    with writing():
+        _check_room(journal, names)
+        with (
+            Copies(journal, [*names, "index"]) as copies,
+            tempfile.TemporaryFile(dir=journal.folder.path, suffix=".tmp") as spool,
+        ):
+            for row in _merged(spool, _runs(journal, spool)):
+                _, kind, start, length = _ROW.unpack_from(row)
+                name = SINK_OF[kind]
+                copies.write(name, journal.sinks[name].read(start, length))
+                copies.write("index", row[_ROW.size :])
+            copies.commit()
 
 
-def entries(journal: Journal) -> Iterator[tuple[Entry, bytes]]:
-    """Every entry of the index, with its bytes."""
-    at, end = 0, journal.index.length
-    while at < end:
-        block = journal.index.read(at, min(4096 * SIZE, end - at))
-        for number, entry in enumerate(unpack(block)):
-            yield entry, block[number * SIZE : (number + 1) * SIZE]
-        at += len(block)
+def _check_room(journal: Journal, names: list[str]) -> None:
+    """Raise OSError before anything is written if the file systems have no room for the copies."""
+    index = journal.index.length
+    needed = Counter({journal.folder.path.resolve(): index + index // SIZE * _ROW_SIZE})
+    for name in names:
+        needed[Path(os.path.realpath(journal.sinks[name].path)).parent] += journal.sinks[name].length
+    by_disk: Counter[int] = Counter()
+    for folder, size in needed.items():
+        disk = folder.stat().st_dev
+        by_disk[disk] += size
+        if shutil.disk_usage(folder).free < by_disk[disk]:
+            raise OSError(errno.ENOSPC, "no space left for the output in input order", str(folder))
 
 
 def _runs(journal: Journal, spool: BinaryIO) -> list[tuple[int, int]]:
     """Sort the entries in runs into `spool`, each row with where its line is; the runs' bounds in bytes."""
-    offsets = dict.fromkeys(journal.sinks, 0)
     rows: list[bytes] = []
     bounds: list[tuple[int, int]] = []
 
@@ -77,10 +91,8 @@ def _runs(journal: Journal, spool: BinaryIO) -> list[tuple[int, int]]:
         bounds.append((start, spool.tell()))
         rows.clear()
 
-    for entry, packed in entries(journal):
-        name = SINK_OF[entry.kind]
-        rows.append(_ROW.pack(entry.unit, entry.kind, offsets[name], entry.length) + packed)
-        offsets[name] += entry.length
+    for entry, packed, start, _ in verified(journal):
+        rows.append(_ROW.pack(entry.unit, entry.kind, start, entry.length) + packed)
         if len(rows) == RUN:
             flush()
     flush()

@@ -10,21 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchllm.ledger.folder import writing
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, Entry, pack
-from batchllm.ledger.ordering import entries
-from batchllm.ledger.swap import Copies, commit
+from batchllm.ledger.recovery import verified
+from batchllm.ledger.swap import Copies
 from batchllm.model import Position
 from batchllm.summary import Summary
 
 if TYPE_CHECKING:
     from batchllm.ledger.journal import Journal
 
-Read = Callable[[], bytes]
-Keep = Callable[[Entry, Read], Entry | None]
+Keep = Callable[[Entry, bytes], tuple[Entry, bytes] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,55 +76,51 @@ def begin(
 ) -> int:
     """Open a generation whose source is `lines`; the records in it.
 
-    `keep` says of each index entry what becomes of it: the entry to keep, with another unit if need be, or
-    None to take its line out of the sink, which must be among those to `rewrite`; such lines are kept in the
-    run folder. `header` is the run's new job.json, where that changes too. Raises OSError.
+    `keep` says of each index entry and its line what becomes of them: the same, another unit and line, or
+    None to take the line out. Sinks with lines that change must be among those to `rewrite`; lines that are
+    taken out are kept in the run folder. `header` is the run's new job.json, where that changes too. Raises
+    LedgerFailed, and ConfigError where index and lines don't belong together; nothing has changed then.
     """
     generation = journal.generation + 1
     source = journal.folder.path / f"todo-{generation}"
-    records = _write(source, lines)
     written = [name for name in rewrite if journal.sinks[name].length]
     cut_path = journal.folder.path / f"cut-{generation}"
-    with Copies(journal, [*written, "index"]) as copies, cut_path.open("ab") as cut:
-        offsets = dict.fromkeys(journal.sinks, 0)
-        for entry, packed in entries(journal):
-            name = SINK_OF[entry.kind]
-            read = partial(journal.sinks[name].read, offsets[name], entry.length)
-            offsets[name] += entry.length
-            kept = keep(entry, read) if entry.kind in (OUTPUT, DEAD, FAILED) else entry
+    with writing(), cut_path.open("wb") as cut, Copies(journal, [*written, "index"]) as copies:
+        records = _write(source, lines)
+        for entry, packed, _, line in verified(journal):
+            kept = keep(entry, line) if entry.kind in (OUTPUT, DEAD, FAILED) else (entry, line)
             if kept is None:
-                cut.write(read())
+                cut.write(line)
                 continue
-            if name in written:
-                copies.write(name, read())
-            copies.write("index", packed if kept is entry else pack(kept, read(), generation))
-        copies.finish()
-    later = Later(source.name, records, shape, watermark, position, job)
-    lengths = {name: sink.length for name, sink in journal.sinks.items()} | copies.lengths
-    index_length = lengths.pop("index")
-    snapshot = {
-        "generation": generation,
-        "index_length": index_length,
-        "sinks": lengths,
-        "summary": summary.to_dict(),
-        "inputs": inputs,
-        "later": later.to_dict(),
-    }
-    commit(journal, {"snapshot": snapshot} | ({"job.json": header} if header is not None else {}))
+            if SINK_OF[entry.kind] in written:
+                copies.write(SINK_OF[entry.kind], kept[1])
+            copies.write("index", packed if kept[0] is entry else pack(*kept, generation))
+        cut.flush()
+        os.fsync(cut.fileno())
+        journal.sync()
+        lengths = {name: sink.length for name, sink in journal.sinks.items()} | copies.lengths
+        snapshot = {
+            "generation": generation,
+            "index_length": lengths.pop("index"),
+            "sinks": lengths,
+            "synced": True,
+            "summary": summary.to_dict(),
+            "inputs": inputs,
+            "later": Later(source.name, records, shape, watermark, position, job).to_dict(),
+        }
+        copies.commit({"snapshot": snapshot} | ({"job.json": header} if header is not None else {}))
     journal.generation = generation
     return records
 
 
-def end(journal: Journal, later: Later) -> None:
-    """The pass is through and the snapshot says so: its source has served."""
-    (journal.folder.path / later.source).unlink(missing_ok=True)
-
-
 def clean(journal: Journal, later: Later | None) -> None:
-    """Remove what a kill left behind: sources of passes that never began or are through, half documents."""
+    """Remove what has served or was never committed: sources and cuts of other passes, half documents."""
     kept = later.source if later is not None else None
     for path in journal.folder.path.iterdir():
-        if path.suffix == ".tmp" or (path.name.startswith("todo-") and path.name != kept):
+        kind, _, number = path.name.partition("-")
+        served = kind == "todo" and path.name != kept
+        uncommitted = kind == "cut" and number.isdigit() and int(number) > journal.generation
+        if served or uncommitted or path.suffix == ".tmp":
             path.unlink()
 
 

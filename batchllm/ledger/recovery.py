@@ -1,14 +1,14 @@
 """Recovery after any end: what came behind the last snapshot is walked, and what agrees is settled.
 
-What a crash cut short is taken off and kept in the run folder; what no crash explains is refused and left as
-it is. A kill can only cut the last line of a sink short. A power loss can leave anything in what wasn't synced:
-then each sink ends at its first line that is not what the index says.
+What a crash cut short is taken off and kept in the run folder; what no crash explains is refused and left
+as it is. A kill can only cut the last line of a sink short. A power loss can leave anything in what wasn't
+synced: then each sink ends at its first line that is not what the index says.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,36 +85,28 @@ def changed(path: str, what: str) -> ConfigError:
     )
 
 
-def verified(journal: Journal, end: int | None = None) -> Any:
+def verified(journal: Journal, end: int | None = None) -> Iterator[tuple[Entry, bytes, int, bytes]]:
     """Each entry of the index up to byte `end`, with its bytes, its line's place and its line, all checked.
 
     Raises ConfigError at the first that doesn't agree.
     """
-    at, end = 0, journal.index.length if end is None else end
     places = dict.fromkeys(journal.sinks, 0)
     generation = journal.generation
-    while at < end:
-        block = journal.index.read(at, min(_BLOCK, end - at))
-        for number, entry in enumerate(unpack(block)):
-            packed = block[number * SIZE : (number + 1) * SIZE]
-            name = SINK_OF.get(entry.kind)
-            line = journal.sinks[name].read(places[name], entry.length) if name is not None else b""
-            if name is None or not entry.length or not agrees(packed, line, generation):
-                # Entries of earlier generations stand beside those of this one.
-                older = (g for g in range(journal.generation, -1, -1) if agrees(packed, line, g))
-                found = next(older, None) if name is not None and entry.length else None
-                if name is None or found is None:
-                    raise changed(
-                        journal.index.path, f"the entry at byte {at + number * SIZE} belongs to no line"
-                    )
-                generation = found
-            yield entry, packed, places[name], line
-            places[name] += entry.length
-        at += len(block)
+    for at, entry, packed in entries(journal, 0, end):
+        name = SINK_OF.get(entry.kind)
+        line = journal.sinks[name].read(places[name], entry.length) if name is not None else b""
+        if not agrees(packed, line, generation):
+            # Entries of earlier generations stand beside those of this one.
+            older = (g for g in range(journal.generation, -1, -1) if agrees(packed, line, g))
+            generation = next(older, -1)
+        if name is None or not line or generation < 0:
+            raise changed(journal.index.path, f"the entry at byte {at} belongs to no line")
+        yield entry, packed, places[name], line
+        places[name] += entry.length
 
 
 def _machine_was_restarted(journal: Journal) -> bool:
-    """Whether the run was last written before the machine's last start: it may have lost what wasn't synced."""
+    """Whether the machine was started after the run was last written: what wasn't synced may be lost."""
     boot, session = boot_id(), journal.folder.read("session")
     return boot is not None and session is not None and session["boot"] != boot
 
@@ -145,27 +137,30 @@ def _walk(
         Settled(document.get("watermark", 0), document.get("above", "")),
         Summary.from_dict(document["summary"]) if document.get("summary") else Summary(),
     )
-    at, end = base, journal.index.length
-    while at < end:
-        block = journal.index.read(at, min(_BLOCK, end - at))
-        for number, entry in enumerate(unpack(block)):
-            name = SINK_OF.get(entry.kind)
-            if name is None or entry.length == 0:
-                return walked
-            if name in walked.torn:
-                continue
-            start, packed = walked.ends[name], block[number * SIZE : (number + 1) * SIZE]
-            room = min(limits.get(name, journal.sinks[name].length) - start, entry.length)
-            line = journal.sinks[name].read(start, room)
-            if not agrees(packed, line, journal.generation):
-                if not lenient and (len(line) == entry.length or b"\n" in line):
-                    what = f"the line at byte {start} is not the one that the run wrote"
-                    raise changed(journal.sinks[name].path, what)
-                walked.torn.add(name)
-                continue
-            _take(walked, entry, line, at + number * SIZE)
-        at += len(block)
+    for at, entry, packed in entries(journal, base):
+        name = SINK_OF.get(entry.kind)
+        if name is None or not entry.length:
+            break
+        if name in walked.torn:
+            continue
+        sink, start = journal.sinks[name], walked.ends[name]
+        line = sink.read(start, min(limits.get(name, sink.length) - start, entry.length))
+        if agrees(packed, line, journal.generation):
+            _take(walked, entry, line, at)
+        elif lenient or (len(line) < entry.length and b"\n" not in line):
+            walked.torn.add(name)
+        else:
+            raise changed(sink.path, f"the line at byte {start} is not the one that the run wrote")
     return walked
+
+
+def entries(journal: Journal, at: int = 0, end: int | None = None) -> Iterator[tuple[int, Entry, bytes]]:
+    """The entries of the index or a part of it, unchecked: where each is, it, and its bytes."""
+    end = journal.index.length if end is None else end
+    while at < end and (block := journal.index.read(at, min(_BLOCK, end - at))):
+        for number, entry in enumerate(unpack(block)):
+            yield at + number * SIZE, entry, block[number * SIZE : (number + 1) * SIZE]
+        at += len(block)
 
 
 def _take(walked: Walked, entry: Entry, line: bytes, place: int) -> None:
@@ -200,27 +195,28 @@ def _settle(
             path = journal.sinks[name].path
             raise changed(path, f"it has {count} bytes behind the last line of the run")
     lines, added = _missing_lines(journal, walked, failed_line) if failed_line is not None else ([], [])
-    entries = b"".join(journal.index.read(start, end - start) for start, end in walked.spans) + b"".join(added)
+    spans = (journal.index.read(start, end - start) for start, end in walked.spans)
+    tail = b"".join([*spans, *added])
     ends = dict(walked.ends)
     ends["output"] += sum(map(len, lines))
     new = document | {
         "generation": journal.generation,
-        "index_length": base + len(entries),
+        "index_length": base + len(tail),
         "sinks": ends,
         "watermark": walked.settled.watermark,
         "above": walked.settled.above(),
         "summary": walked.summary.to_dict(),
-        "finished": document.get("finished", False) and not entries,
+        "finished": document.get("finished", False) and not tail,
         "synced": True,
     }
     _keep(journal, {name: count for name, count in extra.items() if count})
     journal.sync()
-    if journal.index.length == base + len(entries) and not any(extra.values()) and not lines:
+    if journal.index.length == base + len(tail) and not any(extra.values()) and not lines:
         journal.folder.write("snapshot", new)
     else:
         tails = {name: (end, b"") for name, end in walked.ends.items()}
         tails["output"] = walked.ends["output"], b"".join(lines)
-        commit(journal, {"snapshot": new}, tails | {"index": (base, entries)})
+        commit(journal, {"snapshot": new}, tails | {"index": (base, tail)})
     return new
 
 
@@ -229,13 +225,13 @@ def _missing_lines(
 ) -> tuple[list[bytes], list[bytes]]:
     """The lines that dead letters lack among the output, and their entries."""
     lines: list[bytes] = []
-    entries: list[bytes] = []
+    added: list[bytes] = []
     for unit, (entry, start) in walked.letters.items():
         if unit not in walked.failed:
             line = failed_line(journal.sinks["dead"].read(start, entry.length))
             lines.append(line)
-            entries.append(pack(replace(entry, kind=FAILED, length=len(line)), line, journal.generation))
-    return lines, entries
+            added.append(pack(replace(entry, kind=FAILED, length=len(line)), line, journal.generation))
+    return lines, added
 
 
 def _keep(journal: Journal, extra: dict[str, int]) -> None:

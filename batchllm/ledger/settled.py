@@ -49,11 +49,12 @@ class Settled:
     @property
     def count(self) -> int:
         """How many units are settled."""
-        return self.watermark + sum(self._flags)
+        return self.watermark + self._flags.count(1)
 
     def above(self) -> str:
         """The units done above the watermark, as text for a snapshot."""
         if self._top <= self.watermark:
             return ""
-        flags = bytes(self._flags[unit & _MASK] for unit in range(self.watermark, self._top))
+        start, size = self.watermark & _MASK, self._top - self.watermark
+        flags = bytes((self._flags[start:] + self._flags[:start])[:size])
         return base64.b64encode(zlib.compress(flags, 1)).decode()

@@ -79,7 +79,9 @@ def commit(
 
     `tails` says for some files from which length on they go on with which bytes. Raises LedgerFailed.
     """
-    coded = {name: [length, base64.b64encode(tail).decode()] for name, (length, tail) in (tails or {}).items()}
+    coded = {
+        name: [length, base64.b64encode(tail).decode()] for name, (length, tail) in (tails or {}).items()
+    }
     journal.folder.write("swap", {"documents": documents, "tails": coded})
     finish_swap(journal)
 
@@ -104,10 +106,11 @@ def finish_swap(journal: Journal) -> None:
         for name in ("index", *journal.sinks):
             file = _file(journal, name)
             file.reopen()
-            if name in swap["tails"]:
-                length, tail = swap["tails"][name]
+            if tails := swap.get("tails", {}).get(name):
+                length, tail = tails
                 file.truncate(length)
-                file.append([base64.b64decode(tail)])
+                if tail:
+                    file.append([base64.b64decode(tail)])
                 file.sync()
         for name, document in swap["documents"].items():
             journal.folder.write(name, document)

@@ -60,7 +60,7 @@ class Function:
         self._limiter = anyio.CapacityLimiter(spec.concurrency)
 
     async def complete(self, request: Request, trail: Trail) -> Reply:
-        """What the function says; an exception of its own is Internal, those of batchllm mean what they say."""
+        """What the function says; an exception of it is Internal, but batchllm's own mean what they say."""
         with anyio.move_on_after(self._spec.timeout) as scope:
             try:
                 answer = await self._call(request)
@@ -114,13 +114,14 @@ def _imported(place: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"batchllm_function_{path.stem}"  # never that of another module
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"there is no file {path}", _WAYS)
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""Bytes of one input, in blocks: a plain file, a gzip file, or a pipe.
+"""Bytes of one input, in blocks: a plain file, a packed file, or a pipe.
 
 Files are read in a thread, one hop a block; pipes when the event loop says that bytes are there. Knows
 nothing of lines or records; `JsonlSource` reads through it, `check_inputs` looks at the first block.
@@ -16,10 +16,15 @@ from typing import Protocol
 import anyio
 import anyio.to_thread
 
+from batchllm.errors import ConfigError
+from batchllm.sources.zstd import ZstdContent
+
 STDIN = "-"
 BLOCK_BYTES = 2**20
 PIPE_BYTES = 2**16
 GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+MAGIC_BYTES = 4
 _AGAIN = "get the whole file and run the same command again"
 
 
@@ -109,15 +114,18 @@ class _Unmoved:
         self.taken = offset
 
 
-class GzipFile:
-    """A regular file of gzip data, always read from its start; what it holds before a defect is handed on."""
+class PackedFile:
+    """A regular file of gzip or zstd data, read from its start; what comes before a defect is handed on."""
 
     seekable = False
 
-    def __init__(self, fd: int, block_bytes: int) -> None:
+    def __init__(self, fd: int, packing: str, block_bytes: int) -> None:
         self._fd = fd
         self._stored = _Unmoved(fd)
-        self._content = gzip.GzipFile(fileobj=self._stored, mode="rb")
+        self._content: gzip.GzipFile | ZstdContent = (
+            gzip.GzipFile(fileobj=self._stored, mode="rb") if packing == "gzip" else ZstdContent(self._stored)
+        )
+        self.packing = packing
         self._block_bytes = block_bytes
         self._limiter = anyio.CapacityLimiter(1)
         self._out = 0
@@ -131,13 +139,13 @@ class GzipFile:
         pieces: list[bytes] = []
         room = self._block_bytes
         try:
-            while room and (piece := self._content.read1(room)):
+            while room > 0 and (piece := self._content.read1(room)):
                 pieces.append(piece)
                 room -= len(piece)
         except EOFError:
-            self._broken = Broken("ends in the middle of its gzip data", _AGAIN)
-        except (gzip.BadGzipFile, zlib.error):
-            self._broken = Broken("is damaged in its gzip data", _AGAIN)
+            self._broken = Broken(f"ends in the middle of its {self.packing} data", _AGAIN)
+        except (gzip.BadGzipFile, zlib.error, ValueError):
+            self._broken = Broken(f"is damaged in its {self.packing} data", _AGAIN)
         except OSError as error:
             self._broken = Broken(f"can't be read: {_reason(error)}")
         if not pieces and self._broken is not None:
@@ -187,10 +195,11 @@ class Pipe:
         os.close(self._fd)
 
 
-def open_blocks(path: str, offset: int = 0, block_bytes: int = BLOCK_BYTES) -> PlainFile | GzipFile | Pipe:
+def open_blocks(path: str, offset: int = 0, block_bytes: int = BLOCK_BYTES) -> PlainFile | PackedFile | Pipe:
     """Open a path, or stdin for `-`; only a plain file begins at `offset`. Raises OSError or Broken.
 
-    A FIFO is opened without waiting for its writer; reading waits. gzip is told by its first bytes.
+    A FIFO is opened without waiting for its writer; reading waits. Packed data is told by its first bytes.
+    Raises ConfigError where what unpacks it is not installed.
     """
     fd = os.dup(0) if path == STDIN else os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -202,12 +211,21 @@ def open_blocks(path: str, offset: int = 0, block_bytes: int = BLOCK_BYTES) -> P
         if not stat.S_ISREG(mode):
             what = "is a terminal, not a file or a pipe" if os.isatty(fd) else "is neither a file nor a pipe"
             raise Broken(what, "give a file, or pipe one in: cat tickets.jsonl | batchllm run -")
-        if os.pread(fd, len(GZIP_MAGIC), os.lseek(fd, 0, os.SEEK_CUR)) == GZIP_MAGIC:
-            return GzipFile(fd, block_bytes)
+        packing = packing_of(os.pread(fd, MAGIC_BYTES, os.lseek(fd, 0, os.SEEK_CUR)))
+        if packing is not None:
+            return PackedFile(fd, packing, block_bytes)
         return PlainFile(fd, offset, block_bytes)
-    except (OSError, Broken):
+    except (OSError, Broken, ConfigError):
         os.close(fd)
         raise
+
+
+def packing_of(head: bytes) -> str | None:
+    """How data that begins so is packed: gzip, zstd (maybe with a frame to skip in front), or None."""
+    if head.startswith(GZIP_MAGIC):
+        return "gzip"
+    skippable = head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
+    return "zstd" if head.startswith(ZSTD_MAGIC) or skippable else None
 
 
 def stored_bytes(path: str) -> int | None:

@@ -14,15 +14,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from batchllm.errors import ConfigError
-from batchllm.sources.blocks import GZIP_MAGIC, STDIN, Broken, GzipFile, Pipe, PlainFile, open_blocks
+from batchllm.sources.blocks import (
+    GZIP_MAGIC,
+    STDIN,
+    ZSTD_MAGIC,
+    Broken,
+    PackedFile,
+    Pipe,
+    PlainFile,
+    open_blocks,
+)
 from batchllm.sources.splitting import BOM, KEPT_BYTES
 
 _PACKED = {
     GZIP_MAGIC: ("gzip", "gunzip -c"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"),
+    ZSTD_MAGIC: ("zstd", "zstd -dc"),
     b"BZh91AY&SY": ("bzip2", "bunzip2 -c"),
     b"\xfd7zXZ\0": ("xz", "xz -dc"),
 }
+_NAMED = {".gz": "gzip", ".zst": "zstd"}
 _COLUMN = re.compile(r"""["']?[^\W\d][\w .\-/]{0,63}["']?""")
 _CSV_PROGRAM = (
     "import csv,json,sys;"
@@ -42,32 +52,32 @@ def check_inputs(paths: Sequence[str]) -> None:
         _check(path)
 
 
-def refusal(path: str, head: bytes, *, packed: bool = False, piped: bool = False) -> ConfigError | None:
-    """Why content that begins with `head` is no JSONL, or None; `packed`: it came out of a gzip file."""
+def refusal(path: str, head: bytes, *, packing: str | None = None, piped: bool = False) -> ConfigError | None:
+    """Why content that begins with `head` is no JSONL, or None; `packing`: it came out of gzip or zstd."""
     name = called(path)
     for magic, (what, program) in _PACKED.items():
         if head.startswith(magic):
-            return ConfigError(f"{name} is {what} data, not JSONL", _convert(path, program, packed, piped))
+            return ConfigError(f"{name} is {what} data, not JSONL", _convert(path, program, packing, piped))
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         program = "iconv -f UTF-16 -t UTF-8"
-        return ConfigError(f"{name} is UTF-16, not UTF-8", _convert(path, program, packed, piped))
+        return ConfigError(f"{name} is UTF-16, not UTF-8", _convert(path, program, packing, piped))
     first, second = _two_lines(head)
     if first.startswith(b"["):
         program = "jq -c '.[]'"
         return ConfigError(
-            f"{name} is a JSON array, not one object a line", _convert(path, program, packed, piped)
+            f"{name} is a JSON array, not one object a line", _convert(path, program, packing, piped)
         )
     if first == b"{":
         return ConfigError(
             f"{name} is a JSON object over several lines, not one object a line",
-            _convert(path, "jq -c .", packed, piped),
+            _convert(path, "jq -c .", packing, piped),
         )
     delimiter = _delimiter(first, second)
     if delimiter:
         code = _CSV_PROGRAM.format(delimiter=repr(delimiter))
         return ConfigError(
             f"{name} looks like CSV, not JSONL: its first line is `{first.decode()[:60]}`",
-            _convert(path, f'python3 -c "{code}"', packed, piped),
+            _convert(path, f'python3 -c "{code}"', packing, piped),
         )
     return None
 
@@ -109,33 +119,35 @@ def _check(path: str) -> None:
         blocks.close()
 
 
-def _check_head(path: str, blocks: PlainFile | GzipFile) -> None:
+def _check_head(path: str, blocks: PlainFile | PackedFile) -> None:
     try:
         head = blocks.fetch()
     except Broken as broken:
-        if isinstance(blocks, GzipFile):
+        if isinstance(blocks, PackedFile):
             return  # a defect of the content is the run's to tell, with the line where it is
         raise ConfigError(f"{called(path)} {broken.what}", broken.hint) from broken
-    packed = isinstance(blocks, GzipFile)
-    if path.endswith(".gz") and not packed and head:
-        plain = shlex.quote(path.removesuffix(".gz"))
+    packing = blocks.packing if isinstance(blocks, PackedFile) else None
+    named = _NAMED.get(Path(path).suffix)
+    if named and not packing and head:
+        plain = shlex.quote(str(Path(path).with_suffix("")))
         raise ConfigError(
-            f"{path} is not gzip data, in spite of its name",
+            f"{path} is not {named} data, in spite of its name",
             f"if it is plain JSONL: mv {shlex.quote(path)} {plain}",
         )
-    refused = refusal(path, head, packed=packed)
+    refused = refusal(path, head, packing=packing)
     if refused is not None:
         raise refused
 
 
-def _convert(path: str, program: str, packed: bool, piped: bool) -> str:
+def _convert(path: str, program: str, packing: str | None, piped: bool) -> str:
     """The command that makes JSONL of the input with `program`, which takes a file name as its last word."""
     if path == STDIN or piped:
         return f"pipe it through: {program} /dev/stdin"
     source = shlex.quote(path)
-    target = shlex.quote(path.removesuffix(".gz") + ".jsonl")
-    if packed:
-        return f"gunzip -c {source} | {program} /dev/stdin > {target}"
+    target = shlex.quote(path.removesuffix(".gz").removesuffix(".zst") + ".jsonl")
+    if packing:
+        unpack = {"gzip": "gunzip -c", "zstd": "zstd -dc"}[packing]
+        return f"{unpack} {source} | {program} /dev/stdin > {target}"
     return f"{program} {source} > {target}"
 
 

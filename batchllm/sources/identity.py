@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from batchllm.model import Position
-from batchllm.sources.blocks import GZIP_MAGIC, STDIN, stored_bytes
+from batchllm.sources.blocks import MAGIC_BYTES, STDIN, packing_of, stored_bytes
 
 SAMPLE_BYTES = 2**16
 
@@ -29,7 +29,7 @@ def fingerprint(path: str, upto: int) -> dict[str, Any]:
     if size is None:
         return {"path": path, "size": None, "head": None, "tail": None}
     with Path(path).open("rb") as file:
-        packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        packed = packing_of(file.read(MAGIC_BYTES)) is not None
         upto = size if upto < 0 else min(upto, size)
         start = max(0, upto - SAMPLE_BYTES)
         return {

@@ -170,6 +170,8 @@ async def _assemble(
     if opened is None:
         move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
     ledger = _ledger(job, where, opened, summary, state, stop, source, observers)
+    if opened is not None and opened.new and state.later is None:
+        ledger.begin()
     return Live(
         job=job,
         places=where,

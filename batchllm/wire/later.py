@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -18,10 +20,11 @@ import orjson
 from batchllm.errors import ConfigError
 from batchllm.job import Job
 from batchllm.ledger import Journal, passes, restore
+from batchllm.ledger.folder import writing
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, Entry
 from batchllm.ledger.ledger import digest_of
-from batchllm.ledger.ordering import entries
-from batchllm.lines import dead_line
+from batchllm.ledger.recovery import verified
+from batchllm.lines import dead_line, renumbered
 from batchllm.model import Dead, Failure, Record, Trail
 from batchllm.sources import JsonlSource
 from batchllm.wire.opening import Opened, header_of, meaning_of
@@ -51,8 +54,8 @@ def again(opened: Opened, kinds: Callable[[dict[str, Any]], bool], job: dict[str
             error = orjson.loads(line)["error"]
             summary.reopen(error["kind"], error["cause"])
 
-    def keep(entry: Entry, read: passes.Read) -> Entry | None:
-        return None if entry.kind in (DEAD, FAILED) and entry.unit in chosen else entry
+    def keep(entry: Entry, line: bytes) -> tuple[Entry, bytes] | None:
+        return None if entry.kind in (DEAD, FAILED) and entry.unit in chosen else (entry, line)
 
     passes.begin(
         journal,
@@ -81,75 +84,83 @@ async def replan(opened: Opened, job: Job, places: Places) -> None:
     source = JsonlSource(
         places.inputs, id_field=job.id_field, max_line=job.max_line, input_format=job.input_format
     )
+    with _temporary(journal) as todo:
+        units = await _match(source, todo, known, lambda record: _key_of(record, opened.replan, job, meaning))
+        end = source.position(source.records)
+        summary = restore(opened.state)
+
+        def keep(entry: Entry, line: bytes) -> tuple[Entry, bytes] | None:
+            unit = units.get(entry.unit)
+            if unit is None:
+                if entry.kind == OUTPUT:
+                    summary.reopen()
+                elif entry.kind == DEAD:
+                    error = orjson.loads(line)["error"]
+                    summary.reopen(error["kind"], error["cause"])
+                return None
+            # Behind --resume-by id the line may tell another place than the one it was taken over at.
+            moved = renumbered(line, unit, "result" if entry.kind == DEAD else job.emit)
+            same = unit == entry.unit and moved == line
+            return (entry, line) if same else (replace(entry, unit=unit, length=len(moved)), moved)
+
+        opened.header = header_of(opened.run_id, job, places, source.format)
+        with todo.open("rb") as letters:
+            passes.begin(
+                journal,
+                letters,
+                keep,
+                summary,
+                source.prints(end),
+                rewrite=("output", "dead"),
+                watermark=source.records,
+                position=end,
+                shape=source.format,
+                job={},
+                header=opened.header,
+            )
+    opened.state = journal.open()
+
+
+async def _match(
+    source: JsonlSource, todo: Path, known: dict[Key, deque[int]], key: Callable[[Record], Key]
+) -> dict[int, int]:
+    """Which settled unit is which now; records that are none of them go to the file `todo`."""
     units: dict[int, int] = {}
-    todo = journal.folder.path / "matching.tmp"
-    with todo.open("wb", buffering=1 << 20) as file:
+    with writing(), todo.open("wb", buffering=1 << 20) as file:
         async for chunk in source.chunks():
             for item in chunk:
-                record = item.record if isinstance(item, Dead) else item
-                waiting = known.get(_key_of(record, opened.replan, job, meaning))
+                waiting = known.get(key(item.record if isinstance(item, Dead) else item))
                 if waiting:
-                    units[waiting.popleft()] = record.seq
+                    units[waiting.popleft()] = item.record.seq if isinstance(item, Dead) else item.seq
                 else:
                     file.write(_letter(item))
-    end = source.position(source.records)
-    summary = restore(opened.state)
+    return units
 
-    def keep(entry: Entry, read: passes.Read) -> Entry | None:
-        unit = units.get(entry.unit)
-        if unit is None:
-            if entry.kind == OUTPUT:
-                summary.reopen()
-            elif entry.kind == DEAD:
-                error = orjson.loads(read())["error"]
-                summary.reopen(error["kind"], error["cause"])
-            return None
-        return entry if unit == entry.unit else replace(entry, unit=unit)
 
-    header = header_of(opened.run_id, job, places, source.format)
-    with todo.open("rb") as letters:
-        passes.begin(
-            journal,
-            letters,
-            keep,
-            summary,
-            source.prints(end),
-            rewrite=("output", "dead"),
-            watermark=source.records,
-            position=end,
-            shape=source.format,
-            job={},
-            header=header,
-        )
-    opened.header = header
-    todo.unlink(missing_ok=True)
-    opened.state = journal.open()
+@contextmanager
+def _temporary(journal: Journal) -> Iterator[Path]:
+    """A file of the run folder that is gone behind the block."""
+    path = journal.folder.path / "matching.tmp"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _letters(journal: Journal) -> Iterator[tuple[Entry, bytes]]:
     """Every dead letter's entry and line, in the order of the file."""
-    at = 0
-    for entry, _ in entries(journal):
-        if entry.kind == DEAD:
-            yield entry, journal.sinks["dead"].read(at, entry.length)
-            at += entry.length
+    return ((entry, line) for entry, _, _, line in verified(journal) if entry.kind == DEAD)
 
 
 def _known(journal: Journal, by: str | None, job: Job) -> dict[Key, deque[int]]:
     """The units that are settled, by content or by id, oldest first."""
     known: dict[Key, deque[int]] = {}
-    offsets = dict.fromkeys(("output", "dead"), 0)
-    for entry, _ in entries(journal):
-        name = {OUTPUT: "output", FAILED: "output", DEAD: "dead"}.get(entry.kind)
-        if name is None:
-            continue
-        if entry.kind != FAILED:
+    for entry, _, _, line in verified(journal):
+        if entry.kind in (OUTPUT, DEAD):
             key: Key = entry.digest
             if by == "id":
-                line = journal.sinks[name].read(offsets[name], entry.length)
                 key = _id_in(line, "result" if entry.kind == DEAD else job.emit, job.id_field)
             known.setdefault(key, deque()).append(entry.unit)
-        offsets[name] += entry.length
     return known
 
 

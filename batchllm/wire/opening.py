@@ -50,12 +50,15 @@ def open_folder(job: Job, places: Places, say: Say, *, fresh: bool = False) -> O
     existed = folder.path.exists()
     folder.acquire()
     with ExitStack() as undo:
-        undo.callback(_abandon, folder, existed)
-        if fresh:
-            tell(move_aside([output, dead, *([folder.path] if existed else [])]), say)
-            if existed:
-                folder.release()
-                folder.acquire()
+        undo.callback(lambda: folder.release() if existed else folder.remove())
+        if _move_old_run(folder, [output, dead], fresh and existed, say):
+            existed = False
+            folder.release()
+            folder.acquire()
+        elif fresh:
+            tell(move_aside([output, dead]), say)
+        journal = Journal(folder, JsonlFile(str(folder.index), lazy=True), _sinks(places, folder))
+        undo.callback(journal.close_files)
         begun = folder.exists()
         adopt = job.resume_by == "id"
         if not begun and not adopt:
@@ -64,7 +67,6 @@ def open_folder(job: Job, places: Places, say: Say, *, fresh: bool = False) -> O
         header = folder.read("job.json") or {}
         if begun:
             _check_letters(header, places)
-        journal = Journal(folder, JsonlFile(str(folder.index), lazy=True), _sinks(places, folder))
         state = journal.open(_failed_line(header)) if begun or not adopt else journal.adopt()
         run_id = header.get("run_id") or secrets.token_hex(8)
         opened = Opened(journal, state, run_id, not begun, header, cut_short=state.later is not None)
@@ -119,15 +121,27 @@ def stored_job(output: str) -> dict[str, Any]:
 
 def discard(opened: Opened) -> None:
     """Undo the opening of a new run that never began: an empty run folder is no one's."""
-    opened.journal.close()
-    if opened.new:
-        _remove_unbegun(opened.journal.folder)
+    opened.journal.close_files()
+    folder = opened.journal.folder
+    if opened.new and not folder.exists():
+        folder.remove()
+    else:
+        folder.release()
 
 
 def tell(moved: list[Path], say: Say) -> None:
     """Say what was moved aside, if anything was."""
     if moved:
         say("moved aside: " + ", ".join(str(path) for path in moved))
+
+
+def _move_old_run(folder: RunFolder, files: list[Path], wanted: bool, say: Say) -> bool:
+    """Move an old run aside if that is wanted or an earlier session was killed in it; whether one was."""
+    if folder.finish_move():
+        return True
+    if wanted:
+        tell(folder.move_aside(files), say)
+    return wanted
 
 
 def _refuse_orphan(output: Path, folder: RunFolder) -> None:
@@ -169,16 +183,3 @@ def _without_secrets(url: str | None) -> str | None:
         return None
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def _abandon(folder: RunFolder, existed: bool) -> None:
-    folder.release()
-    if not existed:
-        _remove_unbegun(folder)
-
-
-def _remove_unbegun(folder: RunFolder) -> None:
-    if not folder.exists() and folder.path.exists():
-        for path in folder.path.iterdir():
-            path.unlink()
-        folder.path.rmdir()

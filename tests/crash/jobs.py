@@ -1,4 +1,4 @@
-"""The jobs of the sweep, and what is true of their files once they have ended, however often they were killed.
+"""The jobs of the sweep, and what is true of their files once they have ended, killed however often.
 
 A job is an input, commands that come before the one under test, and that one. `check` compares the files with
 the input: each record once, each line whole, in input order, the index in step, nothing left behind.
@@ -17,6 +17,7 @@ from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, SIZE, agrees, u
 
 FAULTS = "fake/echo?faults=500:0.2,drop:0.1&latency_ms=1&jitter=0.9"
 SOUND = "fake/echo?latency_ms=1&jitter=0.9"
+THREE = ("a.jsonl", "b.jsonl.gz", "c.jsonl")
 COMMON = ("--max-retries", "0", "-c", "8", "-q")
 
 Lines = list[tuple[Any, str | None]]
@@ -49,7 +50,8 @@ def jsonl(lines: Lines) -> bytes:
     """The records as JSONL, with blank lines among them; a bad one is no JSON."""
     rows = []
     for number, (id, text) in enumerate(lines):
-        rows.append(json.dumps({"id": id, "text": text}, ensure_ascii=False) if text is not None else "no json")
+        row = json.dumps({"id": id, "text": text}, ensure_ascii=False)
+        rows.append(row if text is not None else "no json")
         if number % 11 == 5:
             rows.append("")
     return "".join(row + "\n" for row in rows).encode()
@@ -114,14 +116,14 @@ JOBS = {
         Job(
             "several",
             several,
-            _run("a.jsonl", "b.jsonl.gz", "c.jsonl", "-m", FAULTS, "--merge-failed", "--durability", "record"),
+            _run(*THREE, "-m", FAULTS, "--merge-failed", "--durability", "record"),
             merge_failed=True,
         ),
         Job("rounds", one, _run("in.jsonl", "-m", FAULTS, "--rounds", "2"), passes=True),
         Job(
             "rounds-merged",
             several,
-            _run("a.jsonl", "b.jsonl.gz", "c.jsonl", "-m", FAULTS, "--rounds", "1", "--merge-failed"),
+            _run(*THREE, "-m", FAULTS, "--rounds", "1", "--merge-failed"),
             passes=True,
             merge_failed=True,
         ),
@@ -136,7 +138,7 @@ JOBS = {
             "retry-other",
             several,
             ("retry", "out.jsonl", "--only", "exhausted", "-p", "{{ text }}", "-m", SOUND, *COMMON),
-            before=(_run("a.jsonl", "b.jsonl.gz", "c.jsonl", "-m", FAULTS, "--merge-failed"),),
+            before=(_run(*THREE, "-m", FAULTS, "--merge-failed"),),
             passes=True,
             merge_failed=True,
         ),
@@ -247,6 +249,6 @@ def check_leavings(job: Job, folder: Path) -> None:
     run = {path.name for path in (folder / "out.jsonl.run").iterdir()}
     assert {name for name in run - known if not name.startswith("cut-")} == set(), run
     mine = {path.name for path in folder.iterdir()} - {"out.jsonl", "out.dead.jsonl", "out.jsonl.run"}
-    inputs = {name for name in mine if name in ("in.jsonl", "a.jsonl", "b.jsonl.gz", "c.jsonl")}
+    inputs = {name for name in mine if name in ("in.jsonl", *THREE)}
     old = {name for name in mine if name.rpartition(".")[2].startswith("old")}
     assert mine - inputs == (old if job.moved else set()), mine

@@ -9,6 +9,7 @@ those who give orders.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import itertools
 import json
@@ -28,6 +29,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+COUNTED = ("ftruncate", "rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "fdatasync", "pwrite")
+READY = (
+    "batchllm.cli.session",
+    "batchllm.wire.build",
+    "batchllm.providers.fake",
+    "anyio._backends._asyncio",
+    "uvloop",
+    "typer._adapters",
+)
+"""What a run imports late, or not at all in another version: every fork has it."""
 SMALL = {
     "batchllm.ledger.ledger": {"GROUP": 8, "LINGER": 0.004, "SNAPSHOT_EVERY": 16},
     "batchllm.ledger.ordering": {"RUN": 16},
@@ -36,7 +47,7 @@ SMALL = {
 
 
 class Steps:
-    """Counts the steps of this process; before the `last`-th it dies, or in the middle where it is a write."""
+    """Counts the steps of this process, which dies before the `last`-th, or within it where it is a write."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
@@ -78,7 +89,7 @@ def _counted(name: str) -> None:
 
 def wrap() -> None:
     """Count what changes files, in this process and its forks. Once, before the product is imported."""
-    for name in ("ftruncate", "rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "fdatasync", "pwrite"):
+    for name in COUNTED:
         _counted(name)
     real_write, real_os_open, real_open = os.write, os.open, io.open
 
@@ -145,9 +156,9 @@ def _child(order: dict[str, Any], report: int) -> None:
 def serve() -> None:
     """Fork a child for each order until stdin closes."""
     wrap()
-    import batchllm.cli.session  # noqa: F401 - every fork has it then
-    import batchllm.wire.build  # noqa: F401
-
+    for module in READY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     for line in sys.stdin:
         order = json.loads(line)
         mine, its = os.pipe()
@@ -158,7 +169,7 @@ def serve() -> None:
         os.close(its)
         print(child, flush=True)
         _, status = os.waitpid(child, 0)
-        with open(mine, "rb") as report:
+        with os.fdopen(mine, "rb") as report:
             steps = int(report.read() or order["kill_at"])
         print(json.dumps([os.waitstatus_to_exitcode(status), steps]), flush=True)
 

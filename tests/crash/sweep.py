@@ -1,7 +1,7 @@
-"""The SIGKILL sweep: `python -m tests.crash.sweep` kills jobs until 500 of them have died and compares their files.
+"""The SIGKILL sweep: kills jobs until 500 of them have died, lets each go on, and compares the files.
 
-Each job is killed once before or inside every step that it takes, from its first file to its last rename, and at
-random moments from outside; whatever goes on after a kill may be killed again. `make crash` runs all of it.
+Each job is killed once before or inside every step that it takes, from its first file to its last rename, and
+at random moments from outside; whatever goes on after a kill may be killed again. `make crash` runs it all.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ Item = Record | Dead
 FIRST, LATER = 20, 200
 """So many failures in a row with one and the same provider error stop the run: from its start, and later."""
 
-_OUTBOX, _OUT_BYTES = 1024, 2 << 20
+_OUTBOX, _OUT_BYTES = 512, 2 << 20
 """Outcomes that wait to be sent, and about how many bytes of them, before workers wait too."""
 _PENDING_BYTES = 2 << 20
 """Bytes of records that wait for a worker, before the inbox has to wait."""

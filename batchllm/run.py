@@ -20,8 +20,8 @@ from batchllm.model import Note, Outcome
 from batchllm.ports import Source
 from batchllm.stop import Stop
 
-INBOX, OUTBOX = 2, 1
-"""Items that a stream holds: lists of at most 1,024 records and 8 MiB, and lists of outcomes about so large."""
+INBOX, OUTBOX = 1, 1
+"""Items that a stream holds: lists of at most 1,024 records and 8 MiB, and lists of outcomes like that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def _from_file(
     try:
         content = path.read_text(encoding="utf-8-sig")
         document = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{named or IMPLICIT} is no TOML: {error}", "mend the line that it names") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{named or IMPLICIT} is no UTF-8 text", "save it as UTF-8") from None
@@ -226,7 +226,7 @@ def _named(setting: Setting, found: _Given) -> str:
 
 def _hint(setting: Setting) -> str:
     text = setting.help.split(" (default")[0]
-    return f"{setting.name} is: {text[0].lower()}{text[1:]}"
+    return f"{setting.name}: {text}"
 
 
 class _Unreadable(Exception):
@@ -246,8 +246,8 @@ def _schema(value: Any, folder: Path) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(_file(value, folder))
-        except json.JSONDecodeError as error:
-            raise _Unreadable(f"{value} is no JSON: {error}") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise _Unreadable(f"{value} is no JSON that can be read: {error}") from None
     if not isinstance(value, dict):
         raise ValueError("expected a JSON Schema: the path of its file, or a table")
     return value

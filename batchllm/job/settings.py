@@ -254,7 +254,11 @@ class Job:
         "Try what failed for transient reasons again after the full pass (default 0)",
     )
     grace: float = _how(
-        4.0, values.number(0), "--grace", "S", "How long a first signal waits for calls in flight (default 4)"
+        4.0,
+        values.number(0),
+        "--grace",
+        "S",
+        "How long a signal or the deadline waits for calls in flight (default 4)",
     )
     fresh: bool = _how(
         False, values.flag, "--fresh", None, "Forget the earlier run of this output (moved aside)", once=True

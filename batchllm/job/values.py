@@ -70,6 +70,10 @@ def flag(value: Any) -> bool:
     raise ValueError("expected true or false")
 
 
+LARGEST = 2**63 - 1
+"""What JSON writers carry as an integer."""
+
+
 def whole(least: int, most: int | None = None) -> Reader:
     """A whole number within bounds, both included."""
 
@@ -81,7 +85,7 @@ def whole(least: int, most: int | None = None) -> Reader:
             number = int(value)
         except ValueError:
             raise ValueError(expected) from None
-        if number < least or (most is not None and number > most):
+        if number < least or number > (LARGEST if most is None else most):
             raise ValueError(expected)
         return number
 
@@ -153,12 +157,21 @@ def paths(value: Any) -> tuple[str, ...]:
 
 def params(value: Any) -> dict[str, Any]:
     """A table, a list of `KEY=VALUE`, or such text with commas between; values are JSON, else text."""
+    read = _params(value)
+    try:
+        json.dumps(read, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"expected values that JSON can carry ({error})") from None
+    return read
+
+
+def _params(value: Any) -> dict[str, Any]:
     if isinstance(value, dict):
         return dict(value)
     if isinstance(value, str):
         try:
             whole_text = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             whole_text = None
         if isinstance(whole_text, dict):
             return whole_text
@@ -170,6 +183,6 @@ def params(value: Any) -> dict[str, Any]:
             raise ValueError("expected KEY=VALUE, such as temperature=0")
         try:
             read[key.strip()] = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             read[key.strip()] = content
     return read

@@ -203,8 +203,9 @@ class Gated:
 
 
 def _most(request: Request) -> int | None:
+    """The tokens that a request reserves for its answer, where it sets any that make sense."""
     most = request.body.get("max_tokens") or request.body.get("max_completion_tokens")
-    return most if isinstance(most, int) else None
+    return most if type(most) is int and most > 0 else None
 
 
 def _size(request: Request) -> int:

@@ -6,6 +6,7 @@ It never retries a call that failed: that is the business of the layer below.
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +17,13 @@ from batchllm.schema import Schema, find_json
 from batchllm.stop import Stop
 
 _ROOM = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_CUT = frozenset({"length", "max_tokens"})
-_REFUSALS = {
-    "content_filter": "the provider's content filter withheld the answer",
-    "refusal": "the model refused to answer",
-}
+_CUT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens", "incomplete"})
+_FILTERED = "the provider's content filter withheld the answer"
+_REFUSALS = {"refusal": "the model refused to answer"} | dict.fromkeys(
+    ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii"), _FILTERED
+)
+_BLANK = string.whitespace + "\u00a0\u3000\u200b\u200c\u200d\u2060\ufeff"
+"""Characters that show nothing."""
 _MAX_SHOWN = 8 * 1024
 _MAX_KEY = 64
 
@@ -73,7 +76,7 @@ class Structured:
                 "the answer was cut at the token limit",
                 hint="give it more room, such as --param max_tokens=2000",
             )
-        if not reply.text or reply.text.isspace():
+        if not reply.text.strip(_BLANK):
             return _Fault("empty", "the answer was empty")
         if self._schema is None:
             return replace(reply, value=reply.text)

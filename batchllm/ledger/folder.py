@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,9 @@ class RunFolder:
                     "choose an output in a folder that exists and that you may write to: -o FILE",
                 ) from None
             self._take(lock)
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        with suppress(OSError):  # who holds it is only told to people: a full disk is no reason to stop here
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, str(os.getpid()).encode(), 0)
 
     def _take(self, lock: int) -> None:
         """Lock the open file and keep it, unless the folder was removed or moved in the meantime."""
@@ -66,7 +67,8 @@ class RunFolder:
     def release(self) -> None:
         """Give the lock back."""
         if self._lock is not None:
-            os.ftruncate(self._lock, 0)
+            with suppress(OSError):
+                os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
 

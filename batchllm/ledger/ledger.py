@@ -175,8 +175,10 @@ class Ledger:
             return
         self._since_snapshot += len(group)
         try:
-            with anyio.CancelScope() as self._writing:
+            self.writing = True
+            with anyio.CancelScope() as self._commit_scope:
                 await to_thread.run_sync(self._write, group, late, abandon_on_cancel=self._journal is None)
+            self.writing = False
             if self._failed:
                 return
             self._count(group)

@@ -99,8 +99,11 @@ def verified(journal: Journal, end: int | None = None) -> Iterator[tuple[Entry, 
             # Entries of earlier generations stand beside those of this one.
             older = (g for g in range(journal.generation, -1, -1) if agrees(packed, line, g))
             generation = next(older, -1)
-        if name is None or not line or generation < 0:
+        if name is None or not line:
             raise changed(journal.index.path, f"the entry at byte {at} belongs to no line")
+        if generation < 0:
+            what = f"the line at byte {places[name]} is not the one that the index tells of"
+            raise changed(journal.sinks[name].path, what)
         yield entry, packed, places[name], line
         places[name] += entry.length
 

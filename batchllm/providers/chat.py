@@ -58,6 +58,13 @@ def encode(body: dict[str, Any]) -> bytes:
         return json.dumps(body, separators=(",", ":")).encode()
 
 
+_TOOLS = frozenset({"tool_calls", "function_call"})
+_BROKEN = frozenset(
+    {"error", "abort", "aborted", "cancelled", "canceled", "timeout", "insufficient_system_resource"}
+)
+_TEXTS = frozenset({"text", "output_text"})
+
+
 def time_left(timeout: float, deadline: float | None, now: float) -> float:
     """Seconds that one call may take; raises TimedOut where the record's time is over.
 
@@ -142,19 +149,21 @@ def _completion(document: Any, model: str, from_header: str | None) -> Reply | s
     message = choice.get("message")
     if not isinstance(message, dict):
         return f"no chat completion, its choice has no message: {_glimpse(document)}"
-    text, finish = text_of(message.get("content")), choice.get("finish_reason")
+    text, finish = text_of(message.get("content")), finish_of(choice.get("finish_reason"))
     if text is None:
         return "a message whose content is no text"
-    if not text and message.get("tool_calls"):
+    if message.get("tool_calls") or finish in _TOOLS:
         return "a tool call in place of a text"
-    if not text and isinstance(message.get("refusal"), str) and message["refusal"]:
-        text, finish = message["refusal"], "refusal"
+    if finish in _BROKEN:
+        return f"an answer that broke off: {finish}"
+    if not text and (refusal := _refusal(message)):
+        text, finish = refusal, "refusal"
     named, identity = document.get("model"), from_header or document.get("id")
     return Reply(
         text=text,
         value=text,
         usage=_usage(document.get("usage")),
-        finish=finish if isinstance(finish, str) else None,
+        finish=finish,
         model=named if isinstance(named, str) and named else model,
         request_id=identity if isinstance(identity, str) else None,
         raw=document,
@@ -169,8 +178,30 @@ def text_of(content: Any) -> str | None:
         return ""
     if not isinstance(content, list):
         return None
-    parts = [part for part in content if isinstance(part, dict)]
+    parts = [part for part in content if isinstance(part, dict) and part.get("type", "text") in _TEXTS]
     return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+
+
+def finish_of(reason: Any) -> str | None:
+    """A finish reason in one spelling: `MAX_TOKENS`, `content-filter: SAFETY` → max_tokens, content_filter.
+
+    What is neither text nor null says nothing good of the answer and counts as broken off.
+    """
+    if reason is None:
+        return None
+    if not isinstance(reason, str):
+        return "error"
+    return reason.lower().replace("-", "_").partition(":")[0].strip()
+
+
+def _refusal(message: dict[str, Any]) -> str | None:
+    """What the model said instead of answering, whichever field holds it."""
+    if isinstance(message.get("refusal"), str) and message["refusal"]:
+        return str(message["refusal"])
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    said = [part.get("refusal") for part in parts if isinstance(part, dict) and part.get("type") == "refusal"]
+    return next((words for words in said if isinstance(words, str)), None)
 
 
 def _usage(usage: Any) -> Usage:
@@ -189,4 +220,7 @@ def _count(value: Any) -> int:
 
 def _glimpse(document: Any) -> str:
     """The first of a body, to see what it is."""
-    return json.dumps(document, ensure_ascii=False)[:120]
+    try:
+        return json.dumps(document, ensure_ascii=False)[:120]
+    except RecursionError:
+        return "JSON nested too deeply"

@@ -23,6 +23,8 @@ from batchllm.transport import open_endpoint
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _PATH = "/chat/completions"
+SHORTEST_KEY = 8
+"""Characters below which a key is too common a word to be masked wherever it stands."""
 
 
 class Answer(Protocol):
@@ -100,11 +102,12 @@ class OpenAI:
         answer = await self._endpoint.post(
             chat.encode(body), headers={"idempotency-key": request.key}, timeout=timeout
         )
+        headers, content = self._without_key(answer)
         try:
             reply = chat.read_answer(
                 answer.status,
-                answer.headers,
-                answer.content,
+                headers,
+                content,
                 model=str(body.get("model") or spec.model),
                 now=time.time(),
                 proven=self.proven,
@@ -119,6 +122,17 @@ class OpenAI:
             raise
         self.proven = True
         return reply
+
+    def _without_key(self, answer: Answer) -> tuple[Mapping[str, str], bytes]:
+        """Headers and body with the key masked, should a server echo it: neither file nor log may hold it."""
+        headers, content, secret = answer.headers, answer.content, self._secret
+        if secret is None or len(secret) < SHORTEST_KEY:
+            return headers, content
+        if secret.encode() in content:
+            content = content.replace(secret.encode(), b"***")
+        if any(secret in value for value in headers.values()):
+            headers = {name: value.replace(secret, "***") for name, value in headers.items()}
+        return headers, content
 
     def _answer_format(self, schema: dict[str, Any] | None) -> dict[str, Any] | None:
         """`response_format` for a schema; made once, since a stage asks with one and the same object."""

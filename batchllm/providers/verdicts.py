@@ -61,13 +61,20 @@ def under_ok(
 
     One that names nothing known is a BadReply, which is tried again.
     """
-    complaint = of_document(document, orjson.dumps(document))
+    complaint = of_document(document, _bytes_of(document))
     named = (STATUS_OF.get(code.lower()) for code in complaint.codes)
     meant = complaint.number or next(filter(None, named), None)
     if meant is None:
         said = shown(f"the provider answered {status} with an error: {complaint.words}", secret)
         return bad_reply(said, "error_object", status=status, request_id=request_id(headers, document))
     return _judge(Case(status, meant, headers, complaint, proven, now, secret))
+
+
+def _bytes_of(document: Any) -> bytes:
+    try:
+        return orjson.dumps(document)
+    except TypeError:  # nested deeper than orjson writes
+        return b""
 
 
 def bad_reply(

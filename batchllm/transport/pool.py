@@ -33,6 +33,7 @@ class Pool:
         self._idle: dict[Connection, float] = {}
         self._open: set[Connection] = set()
         self._closed = False
+        self._trusted = True
         self._all_lost: asyncio.Future[None] | None = None
         sweeper.idlers.append(self._close_idle)
 
@@ -92,9 +93,21 @@ class Pool:
 
     def keep(self, connection: Connection) -> None:
         """The exchange is over and the connection as good as new."""
+        if not self._trusted:
+            connection.abort()
+            return
         now = monotonic()
         self._idle[connection] = now
         self.sweeper.wake_by(now + self.bounds.idle)
+
+    def distrust(self) -> None:
+        """The origin answered what nobody asked: a late answer could be taken for another request's.
+
+        From now on each request has a connection of its own.
+        """
+        self._trusted = False
+        while self._idle:
+            self._idle.popitem()[0].abort()
 
     def lost(self, connection: Connection) -> None:
         """The socket is closed."""

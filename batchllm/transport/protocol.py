@@ -21,6 +21,7 @@ from batchllm.transport.sweeper import Sweeper
 
 PIECE = 64 * 1024  # bytes a write: TLS transports show a backlog only between writes
 NOTHING = Ask(b"", 0)
+_TIRED = (b"HTTP/1.1 408", b"HTTP/1.0 408")  # how some servers close what idles
 
 
 class Owner(Protocol):
@@ -32,6 +33,7 @@ class Owner(Protocol):
 
     def keep(self, connection: Connection) -> None: ...
     def lost(self, connection: Connection) -> None: ...
+    def distrust(self) -> None: ...
 
 
 class Refused(Exception):
@@ -157,6 +159,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and settle the exchange once the answer is whole or wrong."""
         if self._future is None:  # bytes that nobody asked for: what follows could not be trusted
+            if not data.startswith(_TIRED):
+                self._owner.distrust()
             self._transport.abort()
             return
         ask, size = self._ask, self._size
@@ -196,6 +200,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """A second answer to one request: ignored, and the connection with it."""
         if self._whole:
+            self._owner.distrust()
             raise Refused
 
     def on_header(self, name: bytes, value: bytes) -> None:

@@ -89,6 +89,8 @@ def _batch_body(data: dict[str, Any]) -> dict[str, Any]:
     body, url = data.get("body"), data.get("url")
     if not isinstance(body, dict):
         raise BadInput("the batch line's body is no JSON object", cause="not_an_object")
+    if data.get("method") != "POST":
+        raise BadInput(f"the batch line's method is {data.get('method')!r}, not POST", cause="method")
     if url not in _BATCH_URLS:
         raise BadInput(f"the batch line's url {url!r} is none that can be sent here", cause="url")
     return body

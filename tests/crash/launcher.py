@@ -164,8 +164,11 @@ def serve() -> None:
         mine, its = os.pipe()
         child = os.fork()
         if child == 0:
-            os.close(mine)
-            _child(order, its)
+            try:
+                os.close(mine)
+                _child(order, its)
+            finally:
+                os._exit(128 + signal.SIGINT)  # it came before the command line was there to hear of it
         os.close(its)
         print(child, flush=True)
         _, status = os.waitpid(child, 0)
@@ -191,8 +194,9 @@ class End:
 class Launcher:
     """Gives the orders; one child at a time."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
         self._process = process
+        self._errors = errors
         self.kills = 0
 
     def run(
@@ -211,20 +215,22 @@ class Launcher:
         It dies before its `kill_at`-th step. `after` is called with its process id once it is there.
         `largest` is the size in bytes beyond which no file may grow. No run may show a traceback.
         """
-        errors = folder.parent / f"{folder.name}.errors"
-        errors.unlink(missing_ok=True)
+        self._errors.write_bytes(b"")
         order = {
-            "args": args, "folder": str(folder), "errors": str(errors), "kill_at": kill_at, "seed": seed,
+            "args": args, "folder": str(folder), "errors": str(self._errors), "kill_at": kill_at, "seed": seed,
             "small": small, "largest": largest,
         }  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(order), file=self._process.stdin, flush=True)
         child = int(self._process.stdout.readline())
-        if after is not None:
-            after(child)
+        try:
+            if after is not None:
+                after(child)
+        except ProcessLookupError:
+            pass  # it had ended by itself
         code, steps = json.loads(self._process.stdout.readline())
-        end = End(128 - code if code < 0 else code, steps, errors.read_text())
+        end = End(128 - code if code < 0 else code, steps, self._errors.read_text())
         self.kills += end.killed
         assert "Traceback" not in end.errors, end.errors
         assert end.code != 70, end.errors
@@ -237,13 +243,14 @@ def launcher() -> Iterator[Launcher]:
     command = [sys.executable, str(Path(__file__).resolve())]
     around = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (
+        tempfile.TemporaryDirectory() as folder,
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=around
         ) as process,
     ):
         try:
-            yield Launcher(process)
+            yield Launcher(process, Path(folder) / "stderr")
         finally:
             assert process.stdin is not None
             process.stdin.close()
@@ -255,8 +262,7 @@ def kill_after(seconds: float) -> Callable[[int], None]:
 
     def kill(child: int) -> None:
         time.sleep(seconds)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
 
     return kill
 

@@ -18,6 +18,8 @@ from tests.outcomes import outcome
 Draw = st.DataObject
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where syncing costs nothing."""
+FIELDS = (0, 8, 16, 24, 26, 28, SIZE - 4)
+"""Where in an entry unit, number, digest, kind, calls, length and CRC begin."""
 
 
 class Damaged:
@@ -44,9 +46,8 @@ class Damaged:
 
     def groups(self, seqs: list[int], size: int = 8) -> list[list[Outcome]]:
         """The outcomes of these records in groups."""
-        return [
-            [outcome(seq, seq in self.fails) for seq in seqs[at : at + size]] for at in range(0, len(seqs), size)
-        ]
+        parts = [seqs[at : at + size] for at in range(0, len(seqs), size)]
+        return [[outcome(seq, seq in self.fails) for seq in part] for part in parts]
 
     def lines(self) -> set[bytes]:
         """Every whole line of the two sinks."""
@@ -62,8 +63,7 @@ class Damaged:
         before = self.files.content()
         try:
             journal, state = self.files.open(self.shape)
-        except ConfigError as refused:
-            assert "was changed" in refused.message
+        except ConfigError:
             assert self.files.content() == before
             return False
         journal.close()
@@ -127,7 +127,7 @@ def damage(path: Path, start: int, data: Draw) -> None:
     path.write_bytes(content)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_power_loss_costs_nothing_but_what_was_not_synced(data: Draw) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
@@ -139,7 +139,7 @@ def test_a_power_loss_costs_nothing_but_what_was_not_synced(data: Draw) -> None:
         run.resuming_equals_the_straight_run()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_damage_without_a_power_loss_is_mended_or_refused_untouched(data: Draw) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
@@ -150,7 +150,7 @@ def test_damage_without_a_power_loss_is_mended_or_refused_untouched(data: Draw) 
             run.resuming_equals_the_straight_run()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_no_flipped_bit_behind_the_snapshot_is_taken_for_an_entry(data: Draw) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
@@ -163,7 +163,7 @@ def test_no_flipped_bit_behind_the_snapshot_is_taken_for_an_entry(data: Draw) ->
                 run.resuming_equals_the_straight_run()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_no_flipped_bit_before_the_snapshot_moves_a_line(data: Draw) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
@@ -183,7 +183,8 @@ def flip(path: Path, start: int, data: Draw) -> bool:
     content = bytearray(path.read_bytes())
     if len(content) == start:
         return False
-    bit = data.draw(st.integers(8 * start, 8 * len(content) - 1), label="bit")
-    content[bit // 8] ^= 1 << bit % 8
+    entry = data.draw(st.integers(start // SIZE, len(content) // SIZE - 1), label="entry")
+    place = data.draw(st.sampled_from(FIELDS) | st.integers(0, SIZE - 1), label="byte")
+    content[entry * SIZE + place] ^= 1 << data.draw(st.integers(0, 7), label="bit")
     path.write_bytes(content)
     return True

@@ -1,12 +1,14 @@
 # make demo   a virtual environment, the embedded model, and the main job on samples/
 # make test   the same environment, and every test
 # make check  lint and types
+# make crash  jobs killed 500 times and more, at every step and at random moments (half an hour)
+# make crash-million  a million records killed 20 times, against the rehearsal server (RECORDS=… KILLS=…)
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check crash crash-million bench clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "batchllm needs Python 3.11 or newer, this is " + sys.version'
@@ -36,6 +38,12 @@ check: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+crash: $(VENV)/dev.installed
+	$(BIN)/python -m tests.crash.sweep --kills $(or $(KILLS),500)
+
+crash-million: $(VENV)/dev.installed
+	$(BIN)/python -m tests.crash.million --records $(or $(RECORDS),1000000) --kills $(or $(KILLS),20)
 
 clean:
 	rm -rf out $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -170,17 +170,32 @@ async def _run(session: _Session, live: Live, observers: Sequence[Observer]) -> 
 async def _heed_signals(
     session: _Session, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
-    """The first signal stops the run in order, the second gives up what is in flight."""
+    """The first signal stops the run in order, the second gives up what is in flight, the third just ends."""
     heeded = [
         s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN
     ]
     with anyio.open_signal_receiver(*heeded) as signals:
+        _end_at_the_third(heeded)
         task_status.started()
         async for received in signals:
             if not session.stop:
                 session.stop.set(received)
             elif session.live is not None:
                 session.live.abort()
+
+
+def _end_at_the_third(heeded: Sequence[signal.Signals]) -> None:
+    """End the process at the third signal, without the event loop: a template may hold that for ever."""
+    received = 0
+
+    def count(number: int, frame: object) -> None:
+        nonlocal received
+        received += 1
+        if received == 3:
+            os._exit(128 + number)
+
+    for number in heeded:
+        signal.signal(number, count)  # the loop hears of signals all the same, through its wakeup descriptor
 
 
 async def _heed_deadline(seconds: float, session: _Session) -> None:

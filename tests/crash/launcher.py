@@ -217,9 +217,14 @@ class Launcher:
         """
         self._errors.write_bytes(b"")
         order = {
-            "args": args, "folder": str(folder), "errors": str(self._errors), "kill_at": kill_at, "seed": seed,
-            "small": small, "largest": largest,
-        }  # fmt: skip
+            "args": args,
+            "folder": str(folder),
+            "errors": str(self._errors),
+            "kill_at": kill_at,
+            "seed": seed,
+            "small": small,
+            "largest": largest,
+        }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(order), file=self._process.stdin, flush=True)

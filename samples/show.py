@@ -1,6 +1,6 @@
 """Shows the answers of a run on samples/tickets.jsonl beside what was expected, and counts those that agree.
 
-    python samples/show.py samples/tickets.jsonl out/triage.jsonl
+python samples/show.py samples/tickets.jsonl out/triage.jsonl
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def same_failure_hint(dead: Dead) -> str | None:
         return "check that the server runs and that --base-url is right, then run the same command again"
     if "max_completion_tokens" in dead.error.message:
         return "this model wants --param max_completion_tokens=N"
-    return "mend the parameter or the schema that it names, then run again with --fresh"
+    return "mend the parameter or the schema that it names, then run again with --on-change redo"
 
 
 def _batch_body(data: dict[str, Any]) -> dict[str, Any]:

@@ -40,13 +40,13 @@ def test_one_wrong_flag_stops_the_run_before_it_burns_the_file(tmp_path: Path) -
         model = ("-m", "openai/any", "--base-url", server.url)
         ran = run(tmp_path, "a.jsonl", *model, "--param", "max_tokens=x")
         asked, dead = server.stats()["requests"], letters(ran)
-        again = run(tmp_path, "a.jsonl", *model, "--param", "max_tokens=50", "--fresh")
+        again = run(tmp_path, "a.jsonl", *model, "--param", "max_tokens=50", "--on-change", "redo")
 
     assert ran.code == 3
     assert 0 < len(dead) <= 20
     assert asked < 100
     assert "max_tokens" in ran.stderr
-    assert "--fresh" in ran.hint
+    assert "--on-change redo" in ran.hint
     assert again.code == 0
     assert len(again.rows("a.out.jsonl")) == 400
 

@@ -1,6 +1,6 @@
 """Writes the table of options into README.md from the table of settings; with --check, only compares.
 
-    python docs/options.py [--check]
+python docs/options.py [--check]
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ and later passes are rooms of their own that work on it; it decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +16,16 @@ import orjson
 
 from batchllm.errors import ConfigError, LedgerFailed
 from batchllm.ledger.folder import RunFolder, identity
-from batchllm.ledger.index import DEAD, OUTPUT, Entry, pack
+from batchllm.ledger.index import DEAD, FAILED, OUTPUT, Entry, pack
 from batchllm.ledger.passes import Later, clean
 from batchllm.ledger.recovery import FailedLine, outcome_of, recover
 from batchllm.ledger.settled import Settled
 from batchllm.ledger.swap import finish_swap
 from batchllm.model import Position
 from batchllm.summary import Summary
+
+NO_UNIT = (1 << 64) - 1
+"""Of a line that belongs to no record."""
 
 
 class SinkFile(Protocol):
@@ -94,20 +98,28 @@ class Journal:
         clean(self, state.later)
         return state
 
-    def adopt(self) -> State:
+    def adopt(self, failed_id: Callable[[bytes], Any]) -> State:
         """Take over an output and dead letters that have no run folder: every line is settled.
 
-        Raises ConfigError where a line is not whole or no JSON.
+        `failed_id` tells the id in an output line that only says that its record failed, None in others; one
+        that belongs to no letter settles nothing. Raises ConfigError where a line is not whole or no JSON.
         """
         self.index.truncate(0)
         state, summary = State(), Summary()
-        for name, kind in (("output", OUTPUT), ("dead", DEAD)):
+        letters: dict[str, deque[int]] = {}
+        for name in ("dead", "output"):
             for line in _lines(self.sinks[name]):
-                number = state.settled.watermark
-                entry = Entry(number, number, 0, kind, calls=1, length=len(line))
+                unit, kind = state.settled.watermark, DEAD if name == "dead" else OUTPUT
+                if kind == DEAD:
+                    letters.setdefault(_key(orjson.loads(line).get("id")), deque()).append(unit)
+                elif (id := failed_id(line)) is not None:
+                    of_this_id = letters.get(_key(id))
+                    kind, unit = FAILED, of_this_id.popleft() if of_this_id else NO_UNIT
+                entry = Entry(unit, unit, 0, kind, calls=1, length=len(line))
                 self.index.append([pack(entry, line, self.generation)])
-                state.settled.add(number)
-                summary.add(outcome_of(entry, line))
+                if kind != FAILED:
+                    state.settled.add(unit)
+                    summary.add(outcome_of(entry, line))
         state.summary = summary.to_dict()
         return state
 
@@ -166,6 +178,11 @@ class Journal:
 def restore(state: State) -> Summary:
     """The Summary of everything settled."""
     return Summary.from_dict(state.summary) if state.summary else Summary()
+
+
+def _key(id: Any) -> str:
+    """An id as the shape openai-batch writes it too."""
+    return id if isinstance(id, str) else orjson.dumps(id, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _lines(sink: SinkFile) -> Iterator[bytes]:

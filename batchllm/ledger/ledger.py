@@ -6,6 +6,7 @@ what comes after it is discarded, uncounted, and runs again on resume.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -35,10 +36,10 @@ GROUP = 512
 GROUP_BYTES = 2 << 20
 """Bytes of outcomes from which on a commit waits for no more."""
 LINGER = 0.02
-"""Seconds from the beginning of a commit to that of the next, unless it is full. With what a commit takes, a
-reply is written within 50 ms or so; after a pause, at once."""
-_TURN = 0.002
-"""Seconds that even a late group waits for what has come while the one before it was written."""
+"""Seconds from the beginning of a commit to that of the next, unless there is a group's worth before.
+
+A commit takes as long on a busy machine: so a reply is written within 50 ms or so, and at once after a pause.
+"""
 LOOK_EVERY = 1.0
 """Seconds between looks whether the files are still there; a call to the system costs the thread its turn."""
 SNAPSHOT_EVERY = 1 << 16
@@ -122,25 +123,35 @@ class Ledger:
     async def drain(self, stream: MemoryObjectReceiveStream[list[Outcome | Note]]) -> None:
         """Commit what comes until the stream ends."""
         async with stream:
-            while True:
-                try:
-                    group = list(await stream.receive())
-                except anyio.EndOfStream:
-                    break
-                held = sum(item.size for item in group)
-                due = max(self._begun + LINGER, anyio.current_time() + _TURN)
-                with anyio.CancelScope(deadline=due):
-                    while len(group) < GROUP and held < GROUP_BYTES:
-                        try:
-                            more = await stream.receive()
-                        except anyio.EndOfStream:
-                            break
-                        group += more
-                        held += sum(item.size for item in more)
+            while group := await self._group(stream):
                 self._begun = anyio.current_time()
                 await self._commit(group)
             if self._reorder is not None:
                 await self._commit([], self._reorder.rest())
+
+    async def _group(self, stream: MemoryObjectReceiveStream[list[Outcome | Note]]) -> list[Outcome | Note]:
+        """What is committed together: what is there, and comes until a commit is due; empty at the end."""
+        group: list[Outcome | Note] = []
+        due, held = math.inf, 0
+        while len(group) < GROUP and held < GROUP_BYTES:
+            try:
+                more = stream.receive_nowait()
+            except anyio.WouldBlock:
+                if anyio.current_time() >= due:
+                    break
+                with anyio.CancelScope(deadline=due) as waiting:
+                    try:
+                        more = await stream.receive()
+                    except anyio.EndOfStream:
+                        break
+                if waiting.cancelled_caught:
+                    break
+            except anyio.EndOfStream:
+                break
+            group += more
+            held += sum(item.size for item in more)
+            due = self._begun + LINGER
+        return group
 
     def begin(self) -> None:
         """The first snapshot of a run: it says what the inputs are. Raises FatalError."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import orjson
+
 from batchllm import __version__
 from batchllm.errors import ConfigError
 from batchllm.job import Job, settings
@@ -67,7 +69,7 @@ def open_folder(job: Job, places: Places, say: Say, *, fresh: bool = False) -> O
         header = folder.read("job.json") or {}
         if begun:
             _check_letters(header, places)
-        state = journal.open(_failed_line(header)) if begun or not adopt else journal.adopt()
+        state = journal.open(_failed_line(header)) if begun or not adopt else journal.adopt(_failed_id(job))
         run_id = header.get("run_id") or secrets.token_hex(8)
         opened = Opened(journal, state, run_id, not begun, header, cut_short=state.later is not None)
         undo.pop_all()
@@ -175,6 +177,17 @@ def _failed_line(header: dict[str, Any]) -> Callable[[bytes], bytes] | None:
         return None
     shape = Shape(meaning["emit"], tuple(meaning["keep"]), merge_failed=True)
     return lambda letter: failed_line_of(letter, shape)
+
+
+def _failed_id(job: Job) -> Callable[[bytes], Any]:
+    """The id in a line that --merge-failed put among the output; None in a success."""
+    name = {"merged": job.id_field, "openai-batch": "custom_id"}.get(job.emit, "id")
+
+    def read(line: bytes) -> Any:
+        row = orjson.loads(line) if job.merge_failed else {}
+        return row.get(name) if "error_kind" in row else None
+
+    return read
 
 
 def _without_secrets(url: str | None) -> str | None:

@@ -159,6 +159,15 @@ JOBS = {
             passes=True,
         ),
         Job(
+            "adopt-merged",
+            one,
+            _run("in.jsonl", "-m", FAULTS, "--resume-by", "id", "--merge-failed"),
+            before=(_run("in.jsonl", "-m", FAULTS, "--merge-failed"),),
+            change=_without_run_folder,
+            passes=True,
+            merge_failed=True,
+        ),
+        Job(
             "nightly",
             one,
             _run("in.jsonl", "-m", FAULTS),

@@ -40,7 +40,7 @@ READY = (
 )
 """What a run imports late, or not at all in another version: every fork has it."""
 SMALL = {
-    "batchllm.ledger.ledger": {"GROUP": 8, "LINGER": 0.004, "_TURN": 0.001, "SNAPSHOT_EVERY": 16},
+    "batchllm.ledger.ledger": {"GROUP": 8, "LINGER": 0.004, "SNAPSHOT_EVERY": 16},
     "batchllm.ledger.ordering": {"RUN": 16},
 }
 """Constants that are set so small that a job of some dozen records has many groups, snapshots and runs."""

@@ -262,6 +262,23 @@ def test_a_run_folder_of_another_job_is_refused(launched: Launcher, tmp_path: Pa
     refuses(launched, tmp_path / "job", saying="")
 
 
+def test_an_input_that_was_changed_after_a_kill_before_the_first_group_is_refused(
+    launched: Launcher, tmp_path: Path
+) -> None:
+    folder = tmp_path / "job"
+    for step in range(30, 0, -1):
+        begun(folder)
+        launched.run(folder, ARGS, kill_at=step)
+        if (folder / RUN / "snapshot").exists() and not written(folder):
+            break
+        shutil.rmtree(folder)
+    (folder / "in.jsonl").write_bytes(jsonl(records(5, 60)))
+    end = launched.run(folder, ARGS)
+    assert end.code == 2, end
+    assert "the input was changed" in end.errors
+    assert "--fresh" in end.errors
+
+
 def test_a_lost_snapshot_costs_nothing(launched: Launcher, tmp_path: Path) -> None:
     """The index alone tells what is settled."""
     lines = killed(launched, tmp_path / "job")

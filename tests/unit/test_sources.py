@@ -117,7 +117,7 @@ def test_the_id_is_the_named_field_or_the_line_and_may_repeat(tmp_path: Path) ->
 
 def test_with_several_inputs_lines_are_named_by_file_and_numbered_on(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"n":1}\nbad\n')
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'\n{"n":2}\n'))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'\n{"n":2}\n', mtime=0))
     (tmp_path / "empty").write_bytes(b"")
     paths = [str(tmp_path / name) for name in ("a.jsonl", "empty", "b.jsonl.gz")]
     check_inputs(paths)
@@ -228,7 +228,7 @@ def test_a_place_is_kept_every_thousand_records_or_megabyte(tmp_path: Path) -> N
 def test_progress_in_bytes_follows_the_records_that_were_handed_on(tmp_path: Path, packed: bool) -> None:
     path = tmp_path / "in"
     content = b"".join(b'{"n":%04d}\n' % (n % 10 + 1000) for n in range(4096))
-    path.write_bytes(gzip.compress(content) if packed else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if packed else content)
     size = path.stat().st_size
 
     async def main() -> list[float]:
@@ -311,7 +311,7 @@ def as_stdin(stdin: Any, content: bytes | None = None) -> str:
 def test_stdin_is_read_from_a_pipe_or_a_redirected_file(tmp_path: Path) -> None:
     assert as_stdin(None, GOOD) == "a b\nNone 48\n"
     packed = tmp_path / "in.gz"
-    packed.write_bytes(gzip.compress(GOOD))
+    packed.write_bytes(gzip.compress(GOOD, mtime=0))
     size = packed.stat().st_size
     with packed.open("rb") as file:
         assert as_stdin(file) == f"a b\n{size} {size}\n"
@@ -345,7 +345,7 @@ def test_an_input_that_ends_before_the_start_is_an_error(tmp_path: Path, kind: s
         os.close(into)
         if kind != "pipe":
             path = str(tmp_path / "in")
-            Path(path).write_bytes(GOOD if kind == "plain" else gzip.compress(GOOD))
+            Path(path).write_bytes(GOOD if kind == "plain" else gzip.compress(GOOD, mtime=0))
         with pytest.raises(InputFailed, match="ends before the place where the earlier run left off"):
             drained(JsonlSource([path], start=Position(0, 100, 9, 9)))
 
@@ -396,7 +396,7 @@ def test_peek_waits_for_the_first_record_but_not_for_the_next_and_loses_no_bytes
 
 def test_a_defect_met_while_peeking_is_raised_behind_what_came_before_it(tmp_path: Path) -> None:
     path = tmp_path / "in.gz"
-    path.write_bytes(gzip.compress(GOOD)[:-8])
+    path.write_bytes(gzip.compress(GOOD, mtime=0)[:-8])
 
     async def main() -> None:
         source = JsonlSource([str(path)])
@@ -417,7 +417,7 @@ def test_a_truncated_gzip_file_is_an_error_behind_what_came_before_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [orjson.dumps({"id": n, "text": str(n * 7919)}) + b"\n" for n in range(20_000)]
-    packed = gzip.compress(b"".join(lines))
+    packed = gzip.compress(b"".join(lines), mtime=0)
     Path("tickets.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     check_inputs(["tickets.jsonl.gz"])
 
@@ -442,12 +442,15 @@ def test_a_truncated_gzip_file_is_an_error_behind_what_came_before_it(
 
 def test_damaged_gzip_data_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputFailed, match="is damaged in its gzip data after line 2"):
-        read(tmp_path / "in.gz", gzip.compress(GOOD) + b"trailing garbage")
+        read(tmp_path / "in.gz", gzip.compress(GOOD, mtime=0) + b"trailing garbage")
 
 
 def test_members_of_a_gzip_file_follow_each_other_and_its_name_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
-    assert ids(read(path, gzip.compress(GOOD[:30]) + gzip.compress(GOOD[30:]) + b"\0\0")) == ["a", "b"]
+    assert ids(read(path, gzip.compress(GOOD[:30], mtime=0) + gzip.compress(GOOD[30:]) + b"\0\0")) == [
+        "a",
+        "b",
+    ]
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
@@ -543,7 +546,7 @@ def test_the_first_record_of_all_tells_the_shape_also_of_a_resumed_input(
     odd = b'{"id":3}\n'
     start = Position(0, len(content), 2, 2)
     path = tmp_path / "in"
-    (item,) = read(path, gzip.compress(content + odd) if packed else content + odd, start=start)
+    (item,) = read(path, gzip.compress(content + odd, mtime=0) if packed else content + odd, start=start)
     assert isinstance(item, Dead)
     with pipe() as (name, into):
         os.write(into, content + odd)
@@ -618,7 +621,7 @@ def test_another_format_is_refused_with_the_command_that_converts_it(
     tmp_path: Path, name: str, content: bytes, words: str, converted: list[Any], packed: bool
 ) -> None:
     path = tmp_path / (name + ".gz" if packed else name)
-    path.write_bytes(gzip.compress(content) if packed else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if packed else content)
     told = refused(path)
     assert words in told.message
     assert told.hint is not None
@@ -665,7 +668,7 @@ def test_a_file_that_is_not_packed_though_its_name_says_so_is_refused(tmp_path: 
         (json.dumps(OBJECTS).encode(), "is a JSON array", "1 2\n"),
         (json.dumps(OBJECTS[0], indent=1).encode(), "over several lines", "1\n"),
         (COLUMNS, "looks like CSV", "1 2\n"),
-        (gzip.compress(GOOD), "is gzip data", "a b\n"),
+        (gzip.compress(GOOD, mtime=0), "is gzip data", "a b\n"),
     ],
 )
 def test_a_pipe_of_another_format_is_refused_before_its_first_record(
@@ -728,7 +731,7 @@ def test_a_file_that_changed_is_told_in_one_line(
 
 def test_packed_files_have_a_head_only_and_pipes_no_fingerprint(tmp_path: Path) -> None:
     path = tmp_path / "in.gz"
-    path.write_bytes(gzip.compress(GOOD))
+    path.write_bytes(gzip.compress(GOOD, mtime=0))
     packed = fingerprint(str(path), 10)
     assert packed["head"]["bytes"] == packed["size"] == path.stat().st_size
     assert packed["tail"] is None

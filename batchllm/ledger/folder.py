@@ -61,6 +61,8 @@ class RunFolder:
             ) from None
         if identity(self.path / "lock") == identity(lock):
             self._lock = lock
+            for half in self.path.glob("*.tmp"):  # of a writer that was killed: who holds the lock is alone
+                half.unlink(missing_ok=True)
         else:
             os.close(lock)
 

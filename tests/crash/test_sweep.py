@@ -17,7 +17,6 @@ from tests.crash.sweep import survives
 def launched() -> Iterator[Launcher]:
     with launcher() as running:
         yield running
-        assert running.kills >= 25, "the sweep kills"
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -25,6 +24,8 @@ def test_a_job_that_is_killed_at_some_steps_ends_with_every_record_once(
     name: str, launched: Launcher, tmp_path: Path
 ) -> None:
     rng = random.Random(name)
+    before = launched.kills
     moments = (rng.uniform(0.02, 0.15),) if JOBS[name].passes else ()
     for number, kill in enumerate((rng.randrange(1, 12), rng.randrange(12, 50), *moments)):
         survives(launched, JOBS[name], tmp_path / str(number), kill, rng.randrange(1 << 30))
+    assert launched.kills > before, "the sweep kills"

@@ -61,8 +61,6 @@ class RunFolder:
             ) from None
         if identity(self.path / "lock") == identity(lock):
             self._lock = lock
-            for half in self.path.glob("*.tmp"):  # of a writer that was killed: who holds the lock is alone
-                half.unlink(missing_ok=True)
         else:
             os.close(lock)
 

@@ -16,7 +16,7 @@ OUTPUT, DEAD, FAILED, NOTE = 1, 2, 3, 4
 SINK_OF = {OUTPUT: "output", FAILED: "output", DEAD: "dead", NOTE: "notes"}
 """The sink that holds the lines of a kind."""
 
-_FIELDS = struct.Struct("<QQQBxHIddIIId")
+_FIELDS = struct.Struct("<QQQBBHIddIIId")
 _CRC = struct.Struct("<I")
 SIZE = _FIELDS.size + _CRC.size
 """Bytes of an entry."""
@@ -28,13 +28,15 @@ class Entry:
     """`at` is Unix seconds, `latency` seconds of the answering call, `length` the line's bytes; never 0.
 
     `number` is the record's place in the pass that settled it; `digest` tells whether it or what was asked
-    of it has changed since; `calls` is how many it took; `cost` in US dollars, NaN where no price is known.
+    of it has changed since; `opens` is 1 for the first entry of a group, else 0; `calls` is how many calls it
+    took; `cost` in US dollars, NaN where no price is known.
     """
 
     unit: int
     number: int
     digest: int
     kind: int
+    opens: int = 0
     calls: int = 0
     length: int = 0
     at: float = 0.0
@@ -53,6 +55,7 @@ def pack(entry: Entry, line: bytes, generation: int) -> bytes:
         entry.number,
         entry.digest,
         entry.kind,
+        entry.opens,
         min(entry.calls, 0xFFFF),
         len(line),
         entry.at,

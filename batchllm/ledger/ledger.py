@@ -225,7 +225,8 @@ class Ledger:
         def put(name: str, kind: int, line: bytes, outcome: Outcome | None) -> None:
             lines[name].append(line)
             if self._journal is not None:
-                entries.append(pack(_entry(kind, outcome, self._meaning), line, generation))
+                entry = _entry(kind, outcome, self._meaning, opens=not entries)
+                entries.append(pack(entry, line, generation))
 
         for item in group:
             if isinstance(item, Note):
@@ -287,15 +288,16 @@ class Ledger:
         }
 
 
-def _entry(kind: int, outcome: Outcome | None, meaning: bytes) -> Entry:
+def _entry(kind: int, outcome: Outcome | None, meaning: bytes, *, opens: bool) -> Entry:
     if outcome is None:
-        return Entry(0, 0, 0, kind)
+        return Entry(0, 0, 0, kind, int(opens))
     record, attempts, usage = outcome.record, outcome.trail.attempts, outcome.trail.usage
     return Entry(
         record.unit,
         record.number,
         digest_of(record.line, meaning),
         kind,
+        int(opens),
         calls=len(attempts),
         at=outcome.at,
         latency=attempts[-1].seconds if attempts else 0.0,

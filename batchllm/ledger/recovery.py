@@ -1,8 +1,8 @@
 """Recovery after any end: what came behind the last snapshot is walked, and what agrees is settled.
 
 What a crash cut short is taken off and kept in the run folder; what no crash explains is refused and left
-as it is. A kill can only cut the last line of a sink short. A power loss can leave anything in what wasn't
-synced: then each sink ends at its first line that is not what the index says.
+as it is. A kill can only cut the last group of a sink short, within a line or between two. A power loss can
+leave anything in what wasn't synced: then each sink ends at its first line that is not what the index says.
 """
 
 from __future__ import annotations
@@ -144,6 +144,8 @@ def _walk(
         name = SINK_OF.get(entry.kind)
         if name is None or not entry.length:
             break
+        if entry.opens and walked.torn and not lenient:
+            raise changed(journal.sinks[min(walked.torn)].path, "lines before the last group are missing")
         if name in walked.torn:
             continue
         sink, start = journal.sinks[name], walked.ends[name]

@@ -44,10 +44,17 @@ def begun(folder: Path) -> Lines:
 
 
 def killed(launched: Launcher, folder: Path) -> Lines:
-    """The job, killed in its middle: at a step by which some lines were written and not all."""
-    for step in range(45, 0, -3):
+    """The job, killed in its middle: some lines were written and not all."""
+
+    def kill(child: int) -> None:
+        while len(written(folder)) < 8:
+            os.kill(child, 0)
+            time.sleep(0.001)
+        os.kill(child, signal.SIGKILL)
+
+    for _ in range(10):
         lines = begun(folder)
-        if launched.run(folder, ARGS, kill_at=step).killed and 8 <= len(written(folder)) < len(lines):
+        if launched.run(folder, (*ARGS, "-c", "1"), after=kill).killed and len(written(folder)) < len(lines):
             return lines
         shutil.rmtree(folder)
     raise AssertionError("it was never killed in its middle")
@@ -248,6 +255,7 @@ def test_an_edit_that_keeps_the_length_is_found_before_lines_are_moved(
     assert end.code in (2, 3), end
     assert "out.jsonl was changed" in end.errors
     assert kept <= written(tmp_path / "job")
+    check_leavings(JOB, tmp_path / "job")
 
 
 def test_a_run_folder_of_another_job_is_refused(launched: Launcher, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import anyio
@@ -48,8 +49,9 @@ class Files:
         finish: bool = True,
         shape: Shape = Shape(),  # noqa: B008 - frozen
         durability: str = "none",
+        reason: signal.Signals | None = None,
     ) -> Stop:
-        """One run of the ledger over these groups; returns its Stop."""
+        """One run of the ledger over these groups, stopped for `reason` at their end; returns its Stop."""
         journal, state = self.open(shape)
         stop = Stop()
         ledger = Ledger(
@@ -70,6 +72,8 @@ class Files:
                 for group in groups:
                     await send.send(group)
             await ledger.drain(receive)
+            if reason is not None:
+                stop.set(reason)
             if finish:
                 await ledger.finish(complete=complete, ordered=ordered, unfinished_line=None)
 

@@ -111,6 +111,7 @@ class Journal:
             for line in _lines(self.sinks[name]):
                 unit, kind = state.settled.watermark, DEAD if name == "dead" else OUTPUT
                 if kind == DEAD:
+                    _check_letter(self.sinks[name].path, line)
                     letters.setdefault(_key(orjson.loads(line).get("id")), deque()).append(unit)
                 elif (id := failed_id(line)) is not None:
                     of_this_id = letters.get(_key(id))
@@ -196,6 +197,18 @@ def _lines(sink: SinkFile) -> Iterator[bytes]:
     if rest:
         raise ConfigError(
             f"{sink.path} ends in the middle of a line", "cut it off, or start over with --fresh"
+        )
+
+
+def _check_letter(path: str, line: bytes) -> None:
+    """Raise ConfigError for a line that doesn't say how its record failed, as every dead letter does."""
+    error = orjson.loads(line).get("error")
+    if not isinstance(error, dict) or not all(
+        isinstance(error.get(part), str) for part in ("kind", "cause", "message")
+    ):
+        raise ConfigError(
+            f"{path} holds a line that is no dead letter: {line[:60].decode(errors='replace').strip()}",
+            "name the run's own dead letters with -d FILE, or start over with --fresh",
         )
 
 

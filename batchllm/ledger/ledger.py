@@ -7,6 +7,7 @@ what comes after it is discarded, uncounted, and runs again on resume.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -17,7 +18,7 @@ import anyio
 from anyio import to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from batchllm.errors import ConfigError, FatalError, LedgerFailed, OutputClosed
+from batchllm.errors import ConfigError, DeadlinePassed, FatalError, LedgerFailed, OutputClosed, Stopped
 from batchllm.ledger.folder import ledger_failed
 from batchllm.ledger.index import DEAD, FAILED, NOTE, OUTPUT, Entry, pack
 from batchllm.ledger.journal import Journal
@@ -92,6 +93,7 @@ class Ledger:
         self._commit_scope: anyio.CancelScope | None = None
         self.writing = False
         self._failed = False
+        self._hurried = False
         # What lies between the place to go on reading and what is settled is read again by each session.
         self._since_snapshot = settled.watermark - position(settled.watermark).seq
         self._begun = 0.0
@@ -114,7 +116,8 @@ class Ledger:
         return self._output.length
 
     def abandon(self) -> None:
-        """Write no more to a stdout that nobody reads; what it has not taken is lost."""
+        """Do only what must be done: no pass into order, and no more for a stdout that nobody reads."""
+        self._hurried = True
         if self._journal is None:
             self._failed = True
             if self._commit_scope is not None:
@@ -184,11 +187,18 @@ class Ledger:
         self._output.append([])  # a run without a success leaves an empty file, not none
         journal.snapshot(now, sync)
         if ordered and not in_order(journal):
-            order(journal)
+            try:
+                order(journal, self._check_hurry)
+            except Stopped:
+                return  # everything is settled and stays as it is; the next session puts it in order
         journal.snapshot(end, sync)
         if not journal.sinks["dead"].length:
             Path(journal.sinks["dead"].path).unlink(missing_ok=True)  # there are no letters: no file
         clean(journal, self.later if end["later"] is not None else None)
+
+    def _check_hurry(self) -> None:
+        if self._hurried or isinstance(self._stop.reason, signal.Signals | DeadlinePassed):
+            raise Stopped
 
     async def _commit(self, group: list[Outcome | Note], late: Sequence[bytes] = ()) -> None:
         """Write a group, then count it; `late` are lines that waited for their turn to the end."""

@@ -13,7 +13,7 @@ import shutil
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -32,6 +32,8 @@ _ROW = struct.Struct(">QBQI")
 _ROW_SIZE = _ROW.size + SIZE
 _READ = 256 * _ROW_SIZE
 _BLOCK = 4096 * SIZE
+_CHECK_EVERY = 1024
+"""Lines between two looks whether to go on."""
 
 
 def in_order(journal: Journal) -> bool:
@@ -48,11 +50,11 @@ def in_order(journal: Journal) -> bool:
     return True
 
 
-def order(journal: Journal) -> None:
+def order(journal: Journal, check: Callable[[], None] = lambda: None) -> None:
     """Put sinks and index in order of unit, kind and age; harmless when repeated.
 
-    Raises LedgerFailed, and ConfigError where index and lines don't belong together; the files are then as
-    they were.
+    `check` is called again and again until the copies are there, and may raise to end it. Raises LedgerFailed,
+    and ConfigError where index and lines don't belong together. Whatever is raised: the files are as they were.
     """
     names = [name for name, sink in journal.sinks.items() if sink.length]
     with writing():
@@ -61,7 +63,9 @@ def order(journal: Journal) -> None:
             Copies(journal, [*names, "index"]) as copies,
             tempfile.TemporaryFile(dir=journal.folder.path, suffix=".tmp") as spool,
         ):
-            for row in _merged(spool, _runs(journal, spool)):
+            for n, row in enumerate(_merged(spool, _runs(journal, spool, check))):
+                if not n % _CHECK_EVERY:
+                    check()
                 _, kind, start, length = _ROW.unpack_from(row)
                 name = SINK_OF[kind]
                 copies.write(name, journal.sinks[name].read(start, length))
@@ -83,7 +87,7 @@ def _check_room(journal: Journal, names: list[str]) -> None:
             raise OSError(errno.ENOSPC, "no space left for the output in input order", str(folder))
 
 
-def _runs(journal: Journal, spool: BinaryIO) -> list[tuple[int, int]]:
+def _runs(journal: Journal, spool: BinaryIO, check: Callable[[], None]) -> list[tuple[int, int]]:
     """Sort the entries in runs into `spool`, each row with where its line is; the runs' bounds in bytes."""
     rows: list[bytes] = []
     bounds: list[tuple[int, int]] = []
@@ -95,7 +99,9 @@ def _runs(journal: Journal, spool: BinaryIO) -> list[tuple[int, int]]:
         bounds.append((start, spool.tell()))
         rows.clear()
 
-    for entry, packed, start, _ in verified(journal):
+    for n, (entry, packed, start, _) in enumerate(verified(journal)):
+        if not n % _CHECK_EVERY:
+            check()
         rows.append(_ROW.pack(entry.unit, entry.kind, start, entry.length) + packed)
         if len(rows) == RUN:
             flush()

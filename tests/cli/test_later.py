@@ -146,3 +146,15 @@ def test_another_input_after_a_finished_run_is_refused_where_asked(tmp_path: Pat
     assert "input was changed" in refused.error
     assert run(tmp_path, "a.jsonl", *ECHO).code == 0
     assert len(rows(tmp_path / "a.out.jsonl.old1")) == 5
+
+
+def test_a_dead_letter_file_that_is_none_is_not_adopted(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", _texts(3))
+    strange = [b'{"id":"r0"}\n', b'{"id":"r0","error":"gone"}\n', b'{"id":"r0","error":{"kind":1}}\n']
+    for line in strange:
+        (tmp_path / "a.dead.jsonl").write_bytes(line)
+        refused = run(tmp_path, "a.jsonl", *ECHO, "--resume-by", "id")
+        assert refused.code == 2
+        assert "is no dead letter" in refused.error
+        assert (tmp_path / "a.dead.jsonl").read_bytes() == line
+        assert not (tmp_path / "a.out.jsonl").exists()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import orjson
 import pytest
 
-from batchllm.errors import ConfigError, InUse
+from batchllm.errors import ConfigError, InUse, Stopped
 from batchllm.ledger import RunFolder, Settled, move_aside, restore
 from batchllm.ledger.index import SIZE
+from batchllm.ledger.ordering import order
 from batchllm.ledger.settled import WINDOW
 from batchllm.lines import Shape
 from batchllm.model import Note
@@ -100,6 +102,38 @@ def test_the_finished_output_is_in_input_order(tmp_path: Path) -> None:
     state = files.state()
     assert state.finished
     assert state.settled.watermark == 10
+
+
+def test_the_pass_into_order_can_be_ended_at_any_look_and_changes_nothing_then(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[outcome(i, i % 4 == 0) for i in range(3000, 0, -1)]])
+    before = (files.output.read_bytes(), files.dead.read_bytes())
+    for looks in range(6):
+        left = [looks]
+
+        def check(left: list[int] = left) -> None:
+            if not left[0]:
+                raise Stopped
+            left[0] -= 1
+
+        journal, _ = files.open()
+        with pytest.raises(Stopped):
+            order(journal, check)
+        journal.close()
+        assert (files.output.read_bytes(), files.dead.read_bytes()) == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["dead.jsonl", "out.jsonl", "out.jsonl.run"]
+    files.session([], complete=True, ordered=True)
+    assert files.seqs() == [i for i in range(3001) if i % 4] + list(range(4, 3001, 4))
+
+
+def test_a_signal_ends_the_pass_into_order_and_the_next_session_makes_it(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(1), done(0)]], complete=True, ordered=True, reason=signal.SIGTERM)
+    assert files.seqs() == [1, 0]
+    assert not files.state().finished
+    files.session([], complete=True, ordered=True)
+    assert files.seqs() == [0, 1]
+    assert files.state().finished
 
 
 def test_an_ordered_output_can_be_gone_on_with(tmp_path: Path) -> None:

@@ -25,12 +25,11 @@ from batchllm.ledger.swap import Copies
 if TYPE_CHECKING:
     from batchllm.ledger.journal import Journal
 
-RUN = 1 << 16
-"""Entries that are sorted in memory at once."""
+RUN = 1 << 14
+"""Entries that are sorted in memory at once; while runs are merged, as many are read ahead in all."""
 
 _ROW = struct.Struct(">QBQI")
 _ROW_SIZE = _ROW.size + SIZE
-_READ = 256 * _ROW_SIZE
 _BLOCK = 4096 * SIZE
 _CHECK_EVERY = 1024
 """Lines between two looks whether to go on."""
@@ -111,12 +110,13 @@ def _runs(journal: Journal, spool: BinaryIO, check: Callable[[], None]) -> list[
 
 
 def _merged(spool: BinaryIO, bounds: list[tuple[int, int]]) -> Iterator[bytes]:
-    return heapq.merge(*(_rows(spool.fileno(), start, end) for start, end in bounds))
+    ahead = max(8, RUN // len(bounds)) * _ROW_SIZE
+    return heapq.merge(*(_rows(spool.fileno(), start, end, ahead) for start, end in bounds))
 
 
-def _rows(handle: int, at: int, end: int) -> Iterator[bytes]:
+def _rows(handle: int, at: int, end: int, ahead: int) -> Iterator[bytes]:
     while at < end:
-        block = os.pread(handle, min(_READ, end - at), at)
+        block = os.pread(handle, min(ahead, end - at), at)
         for start in range(0, len(block), _ROW_SIZE):
             yield block[start : start + _ROW_SIZE]
         at += len(block)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import TypeVar
 
 REFERENCE_S = 0.010
 """What the piece takes on the machine that figures are scaled to, in seconds of CPU."""
 _STEPS = 60_000
+T = TypeVar("T")
 
 
 def calibrate(rounds: int = 5) -> float:
@@ -28,14 +29,7 @@ def calibrate(rounds: int = 5) -> float:
     return statistics.median(took)
 
 
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """A result, and by what its seconds are to be multiplied to be at the reference speed."""
-
-    factor: float
-
-
-def scaled[T](measure: Callable[[], T]) -> tuple[T, float]:
+def scaled(measure: Callable[[], T]) -> tuple[T, float]:
     """What `measure` returns, and the factor that scales its seconds to the reference speed."""
     before = calibrate()
     result = measure()

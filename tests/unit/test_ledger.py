@@ -11,7 +11,7 @@ import pytest
 from batchllm.errors import ConfigError, InUse, Stopped
 from batchllm.ledger import RunFolder, Settled, move_aside, restore
 from batchllm.ledger.index import SIZE
-from batchllm.ledger.ordering import order
+from batchllm.ledger.ordering import RUN, order
 from batchllm.ledger.settled import WINDOW
 from batchllm.lines import Shape
 from batchllm.model import Note
@@ -121,9 +121,22 @@ def test_the_pass_into_order_can_be_ended_at_any_look_and_changes_nothing_then(t
             order(journal, check)
         journal.close()
         assert (files.output.read_bytes(), files.dead.read_bytes()) == before
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["dead.jsonl", "out.jsonl", "out.jsonl.run"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "dead.jsonl",
+            "out.jsonl",
+            "out.jsonl.run",
+        ]
     files.session([], complete=True, ordered=True)
     assert files.seqs() == [i for i in range(3001) if i % 4] + list(range(4, 3001, 4))
+
+
+def test_more_entries_than_are_sorted_at_once_are_merged(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    units = [(i * 7) % (RUN + 1000) for i in range(RUN + 1000)]  # 7 shares no factor with it: each once
+    files.session(
+        [[done(unit) for unit in units[k : k + 512]] for k in range(0, len(units), 512)], ordered=True
+    )
+    assert files.seqs() == sorted(units)
 
 
 def test_a_signal_ends_the_pass_into_order_and_the_next_session_makes_it(tmp_path: Path) -> None:

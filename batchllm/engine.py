@@ -48,14 +48,26 @@ class Engine:
     """Runs `process` on each record with at most `workers` at a time.
 
     `grace` is how long a signal or a deadline waits for what is in flight, seconds. `watch` judges outcomes.
+    `room` tells how many more calls could go out now: only so many workers take up records, so that nobody
+    queues for a slot; `rouse` is to be called when there is more of it than those who use it will take.
     """
 
-    def __init__(self, process: Process, workers: int, stop: Stop, watch: FailureWatch, grace: float) -> None:
+    def __init__(
+        self,
+        process: Process,
+        workers: int,
+        stop: Stop,
+        watch: FailureWatch,
+        grace: float,
+        room: Callable[[], float] = lambda: math.inf,
+    ) -> None:
         self._process = process
         self._most = workers
         self._stop = stop
         self._watch = watch
         self._grace = grace
+        self._free = room
+        self._tasks: TaskGroup | None = None
         self._pending: deque[Record] = deque()
         self._pending_bytes = 0
         self._idle: list[anyio.Event] = []
@@ -85,8 +97,9 @@ class Engine:
                 with self._scope:
                     async with anyio.create_task_group() as watching:
                         watching.start_soon(self._heed_stop)
-                        async with anyio.create_task_group() as tasks:
-                            await self._feed(inbox, tasks)
+                        async with anyio.create_task_group() as self._tasks:
+                            await self._feed(inbox)
+                        self._tasks = None
                         watching.cancel_scope.cancel()
             finally:
                 self._drop_pending()
@@ -114,18 +127,18 @@ class Engine:
         self._pending.clear()
         self._pending_bytes = 0
 
-    async def _feed(self, inbox: MemoryObjectReceiveStream[list[Item]], tasks: TaskGroup) -> None:
+    async def _feed(self, inbox: MemoryObjectReceiveStream[list[Item]]) -> None:
         async with inbox:
             try:
                 async for items in inbox:
-                    await self._unpack(items, tasks)
+                    await self._unpack(items)
             finally:
                 with suppress(anyio.WouldBlock, anyio.EndOfStream):
                     while True:
                         self.dropped += len(inbox.receive_nowait())
         self._end_of_feed()
 
-    async def _unpack(self, items: list[Item], tasks: TaskGroup) -> None:
+    async def _unpack(self, items: list[Item]) -> None:
         """Hand a chunk to the workers; returns once they need another."""
         if self._stop:
             self.dropped += len(items)
@@ -136,7 +149,7 @@ class Engine:
             else:
                 self._pending.append(item)
                 self._pending_bytes += len(item.line)
-        self._rouse(tasks)
+        self.rouse()
         while self._full() and not self._stop:
             self._hungry = anyio.Event()
             await self._hungry.wait()
@@ -159,15 +172,15 @@ class Engine:
             event.set()
         self._idle.clear()
 
-    def _rouse(self, tasks: TaskGroup) -> None:
-        """Wake or start as many workers as there are records for them."""
-        wanted = len(self._pending)
-        while wanted and self._idle:
+    def rouse(self) -> None:
+        """Wake or start as many workers as there are records and room for them."""
+        wanted = min(len(self._pending), self._free())
+        while wanted > 0 and self._idle:
             self._idle.pop().set()
             wanted -= 1
-        while wanted and self._workers < self._most:
+        while wanted > 0 and self._workers < self._most and self._tasks is not None:
             self._workers += 1
-            tasks.start_soon(self._work)
+            self._tasks.start_soon(self._work)
             wanted -= 1
 
     async def _work(self) -> None:
@@ -175,7 +188,7 @@ class Engine:
             if not self._pending and self._fed:
                 self._wake_all()
                 return
-            if not self._pending or self._crowded():
+            if not self._pending or self._crowded() or self._free() <= 0:
                 event = anyio.Event()
                 self._idle.append(event)
                 await event.wait()
@@ -204,7 +217,7 @@ class Engine:
         self._running_bytes += size
         if not self._hungry.is_set() and not self._full():
             self._hungry.set()
-        if self._idle and self._pending and not self._crowded():
+        if self._idle and self._pending and not self._crowded() and self._free() > 1:
             self._idle.pop().set()
         return record
 

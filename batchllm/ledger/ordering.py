@@ -52,8 +52,9 @@ def in_order(journal: Journal) -> bool:
 def order(journal: Journal, check: Callable[[], None] = lambda: None) -> None:
     """Put sinks and index in order of unit, kind and age; harmless when repeated.
 
-    `check` is called again and again until the copies are there, and may raise to end it. Raises LedgerFailed,
-    and ConfigError where index and lines don't belong together. Whatever is raised: the files are as they were.
+    `check` is called again and again until the copies are there, and may raise to end it. Raises
+    LedgerFailed, and ConfigError where index and lines don't belong together. Whatever is raised: the files
+    are as they were.
     """
     names = [name for name, sink in journal.sinks.items() if sink.length]
     with writing():

@@ -166,7 +166,8 @@ async def _assemble(
         record_timeout=job.record_timeout,
     )
     watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
-    engine = Engine(pipeline, workers_for(window), stop, watch, job.grace)
+    engine = Engine(pipeline, workers_for(window), stop, watch, job.grace, gate.room)
+    gate.freed = engine.rouse
     if opened is None:
         move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
     ledger = _ledger(job, where, opened, summary, state, stop, source, observers)

@@ -266,7 +266,7 @@ def test_unnamed_pauses_double_from_one_episode_to_the_next() -> None:
 
 def test_a_refused_call_gives_its_slot_back_while_it_waits() -> None:
     async def main() -> list[str]:
-        script = Script(RateLimited("busy", retry_after=10))
+        script = Script(RateLimited("busy", retry_after=10), lasts=1.0)
         house = House(script, window=1)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(house.ask, "first")

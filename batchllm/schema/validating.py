@@ -1,0 +1,155 @@
+"""Check a value against a JSON Schema and say what is wrong with it, by path.
+
+jsonschema is the validator of record, and imported when the first schema is made, because that takes longer
+than everything else at start-up. `quick` may stand before it and can only say yes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+from batchllm.errors import ConfigError
+from batchllm.schema.quick import quick_check
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+    from referencing import Specification
+
+_MAX_VIOLATIONS = 5
+_MAX_VALUE = 100
+_MAX_MESSAGE = 500
+
+
+class Schema:
+    """A JSON Schema, checked and compiled; made by `Schema.load`.
+
+    `quick` says of a value that it is surely valid, where there is such a check for this schema.
+    """
+
+    def __init__(self, document: dict[str, Any], name: str, validator: Validator) -> None:
+        self.document = document
+        self.name = name
+        self._validator = validator
+        self.quick = quick_check(document, validator.META_SCHEMA["$schema"])
+
+    @classmethod
+    def load(cls, document: dict[str, Any], name: str) -> Schema:
+        """Compile `document`; `name` is what messages call it, such as its file.
+
+        The draft is the one that `$schema` names, else 2020-12. Raises ConfigError for a document that is
+        no valid schema, and for a reference that leads out of it: nothing is ever fetched.
+        """
+        from jsonschema.exceptions import SchemaError
+        from jsonschema.validators import Draft202012Validator, validator_for
+        from referencing import Registry
+        from referencing.jsonschema import UnknownDialect, specification_with
+
+        if not isinstance(document, dict):
+            raise ConfigError(f"{name}: a JSON Schema is an object", hint='begin with {"type": "object", …}')
+        uri = str(document.get("$schema", Draft202012Validator.META_SCHEMA["$schema"]))
+        chosen = validator_for({"$schema": uri}, default=Draft202012Validator)
+        try:
+            specification = specification_with(uri)
+            chosen.check_schema(document)
+            _check_references(document, specification, name)
+            validator = chosen(document, registry=Registry(), format_checker=chosen.FORMAT_CHECKER)
+            for text in ("null", "{}", "[]"):
+                validator.is_valid(json.loads(text))
+        except UnknownDialect as error:
+            raise ConfigError(
+                f"{name}: unknown JSON Schema draft {uri!r}",
+                hint="leave $schema out for draft 2020-12; draft 7 is http://json-schema.org/draft-07/schema#",
+            ) from error
+        except SchemaError as error:
+            raise ConfigError(
+                f"{name}: not a valid JSON Schema {_describe(error)}",
+                hint="the path is the place in the schema file",
+            ) from error
+        except RecursionError as error:
+            raise ConfigError(
+                f"{name}: the schema never ends", hint="look for a $ref that leads back to itself"
+            ) from error
+        return cls(document, name, validator)
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value satisfies the schema."""
+        return not self.violations(value)
+
+    def violations(self, value: Any) -> list[str]:
+        """What is wrong with the value, by path, a handful at most; empty for a valid one."""
+        if self.quick is not None and self.quick(value):
+            return []
+        try:
+            errors = list(itertools.islice(self._validator.iter_errors(value), 50))
+            if not errors:
+                return []
+            from jsonschema.exceptions import best_match
+
+            # Of an anyOf that failed, the branch that came nearest says more than "none of them".
+            lines = sorted({_describe(best_match([error]) or error) for error in errors})
+        except RecursionError:
+            return ["at $: nested too deeply"]
+        if len(lines) <= _MAX_VIOLATIONS:
+            return lines
+        return [*lines[:_MAX_VIOLATIONS], f"and {len(lines) - _MAX_VIOLATIONS} more"]
+
+
+def _check_references(document: dict[str, Any], specification: Specification[Any], name: str) -> None:
+    """Raise ConfigError for a reference that this document doesn't answer itself."""
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    registry: Registry[Any] = Registry()
+    root = specification.create_resource(document)
+    left = [(root, registry.resolver_with_root(root))]
+    seen: set[int] = set()
+    while left:
+        resource, resolver = left.pop()
+        if id(resource.contents) in seen:
+            continue
+        seen.add(id(resource.contents))
+        left += [(inner, resolver.in_subresource(inner)) for inner in resource.subresources()]
+        if not isinstance(resource.contents, dict):
+            continue
+        for keyword in ("$ref", "$dynamicRef"):
+            reference = resource.contents.get(keyword)
+            if not isinstance(reference, str):
+                continue
+            try:
+                found = resolver.lookup(reference)
+            except (Unresolvable, ValueError) as error:
+                raise _leads_nowhere(name, keyword, reference) from error
+            if not isinstance(found.contents, dict | bool):
+                raise _leads_nowhere(name, keyword, reference)
+            left.append((specification.create_resource(found.contents), found.resolver))
+
+
+def _leads_nowhere(name: str, keyword: str, reference: str) -> ConfigError:
+    return ConfigError(
+        f"{name}: {keyword} {reference!r} leads to no schema in this file",
+        hint="put what it refers to under $defs; nothing is fetched",
+    )
+
+
+def _describe(error: Any) -> str:
+    """One line for a violation: its path and its message, long values cut."""
+    message = error.message
+    if len(message) > _MAX_VALUE:
+        value = repr(error.instance)
+        if len(value) > _MAX_VALUE:
+            message = message.replace(value, f"{value[:_MAX_VALUE]}…")
+    if len(message) > _MAX_MESSAGE:
+        message = f"{message[:_MAX_MESSAGE]}…"
+    return f"at {_path(error.absolute_path)}: {message}"
+
+
+def _path(steps: Any) -> str:
+    path = "$"
+    for step in steps:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        else:
+            path += f".{step}" if step.isidentifier() else f"[{json.dumps(step, ensure_ascii=False)}]"
+    return path

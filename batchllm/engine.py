@@ -7,7 +7,6 @@ they have settled once a loop turn. Nothing is created per record. It neither re
 from __future__ import annotations
 
 import math
-import re
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -17,31 +16,19 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from batchllm.errors import (
-    BatchError,
-    DeadlinePassed,
-    FatalError,
-    LedgerFailed,
-    OutputClosed,
-    SameFailure,
-    Stopped,
-    TooManyFailures,
-)
+from batchllm.errors import DeadlinePassed, FatalError, LedgerFailed, OutputClosed, Stopped
 from batchllm.model import Dead, Note, Outcome, Record
 from batchllm.ports import Process
 from batchllm.stop import Stop
+from batchllm.watch import FailureWatch
 
 Item = Record | Dead
-FIRST, LATER = 20, 200
-"""So many failures in a row with one and the same provider error stop the run: from its start, and later."""
-
 _OUTBOX, _OUT_BYTES = 512, 2 << 20
 """Outcomes that wait to be sent, and about how many bytes of them, before workers wait too."""
 _PENDING_BYTES = 2 << 20
 """Bytes of records that wait for a worker, before the inbox has to wait."""
 _RUNNING_BYTES = 8 << 20
 """Bytes of records with which more than half of the workers may be busy."""
-_VARYING = re.compile(r"\S*\d\S*")
 
 
 class Engine:
@@ -145,7 +132,8 @@ class Engine:
             return
         for item in items:
             if isinstance(item, Dead):
-                await self._settle(item)
+                self._settle(item)
+                await self._outbox_room()
             else:
                 self._pending.append(item)
                 self._pending_bytes += len(item.line)
@@ -205,8 +193,10 @@ class Engine:
             self._running_bytes -= len(record.line)
             if outcome is None:
                 self.dropped += 1
-            else:
-                await self._settle(outcome)
+                continue
+            self._settle(outcome)
+            if len(self._out) >= _OUTBOX or self._out_bytes >= _OUT_BYTES:
+                await self._outbox_room()
 
     def _take(self) -> Record:
         """The next record, into work; wakes whom that gives something to do."""
@@ -225,7 +215,7 @@ class Engine:
         self._out.append(note)
         self._settled.set()
 
-    async def _settle(self, outcome: Outcome) -> None:
+    def _settle(self, outcome: Outcome) -> None:
         keep, verdict = self._watch.judge(outcome)
         if keep:
             self._out.append(outcome)
@@ -235,6 +225,8 @@ class Engine:
             self.dropped += 1
         if verdict is not None:
             self._stop.set(verdict)
+
+    async def _outbox_room(self) -> None:
         while len(self._out) >= _OUTBOX or self._out_bytes >= _OUT_BYTES:
             await self._room.wait()
 
@@ -257,88 +249,6 @@ class Engine:
                     return
                 if self._closed:
                     self._settled.set()
-
-
-class FailureWatch:
-    """Judges outcomes as they come: too many failures, or one and the same provider error on everything.
-
-    `settled` and `failed` are the counts of earlier sessions of the run. `most` is a count, or a share in
-    (0, 1) that holds from 50 settled on.
-    """
-
-    def __init__(
-        self,
-        most: int | float | None,
-        settled: int = 0,
-        failed: int = 0,
-        hint: Callable[[Dead], str | None] = lambda dead: None,
-    ) -> None:
-        self._most = most
-        self._settled = settled
-        self._failed = failed
-        self._hint = hint
-        self._here = 0
-        self._streak = 0
-        self._last: tuple[object, ...] | None = None
-        self._tripped: tuple[object, ...] | None = None
-
-    def judge(self, outcome: Outcome) -> tuple[bool, BatchError | None]:
-        """Whether the outcome counts, and the error that stops the run, if it does."""
-        signature = _signature(outcome)
-        if self._tripped is not None and signature == self._tripped:
-            return False, None
-        self._settled += 1
-        if not isinstance(outcome, Dead):
-            self._follow(None)
-            return True, None
-        self._failed += 1
-        if outcome.error.kind == "bad_input":  # nobody was called
-            return True, self._too_many()
-        self._follow(signature)
-        return True, self._same(outcome, signature) or self._too_many()
-
-    def _follow(self, signature: tuple[object, ...] | None) -> None:
-        self._here += 1
-        self._streak = self._streak + 1 if signature is not None and signature == self._last else 1
-        self._last = signature
-
-    def _same(self, dead: Dead, signature: tuple[object, ...] | None) -> BatchError | None:
-        threshold = FIRST if self._streak == self._here else LATER
-        if signature is None or self._streak < threshold:
-            return None
-        self._tripped = signature
-        return SameFailure(
-            f"{self._streak} records in a row failed alike: {dead.error.message}",
-            self._hint(dead) or "mend what it names, then run again; --fresh starts over",
-        )
-
-    def _too_many(self) -> BatchError | None:
-        most = self._most
-        if most is None:
-            return None
-        if isinstance(most, float):
-            beyond = self._settled >= 50 and self._failed > most * self._settled
-            limit = f"{100 * most:g}%"
-        else:
-            beyond, limit = self._failed > most, str(most)
-        if not beyond:
-            return None
-        return TooManyFailures(
-            f"{self._failed} of {self._settled} records failed, more than --max-failures {limit}",
-            "look into the dead letters, then run the same command to go on",
-        )
-
-
-def _signature(outcome: Outcome) -> tuple[object, ...] | None:
-    """What makes two provider errors the same, numbers and ids aside; None for anything else."""
-    if not isinstance(outcome, Dead):
-        return None
-    error = outcome.error
-    if error.kind not in ("refused", "too_large", "exhausted") or (
-        error.kind == "refused" and not error.status
-    ):
-        return None
-    return error.kind, error.cause, error.status, _VARYING.sub("#", error.message)
 
 
 def workers_for(window: float) -> int:

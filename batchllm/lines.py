@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -129,8 +130,13 @@ def renumbered(line: bytes, seq: int, emit: str) -> bytes:
 
 def stamp(at: float) -> str:
     """RFC 3339 in UTC with milliseconds, from Unix seconds."""
-    millis = round(at * 1000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(millis // 1000))}.{millis % 1000:03d}Z"
+    seconds, millis = divmod(round(at * 1000), 1000)
+    return f"{_second(seconds)}.{millis:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def dumps(value: Any) -> bytes:

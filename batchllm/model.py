@@ -1,17 +1,17 @@
 """What flows through a run: records in, requests and replies between, outcomes out.
 
-Frozen values without behaviour; every room may import this one, and it imports none. The one mutable
-type is `Trail`, one record's account of its calls, which belongs to the worker that runs the record.
+Frozen values without behaviour; every room may import this one, and it imports none. Those that are made for
+each record are named tuples, which cost a third of a frozen dataclass. The one mutable type is `Trail`, one
+record's account of its calls, which belongs to the worker that runs the record.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One JSON object from the input.
 
     `seq` is its place among the non-blank lines of all inputs, from 0. `id` is the value of the id field,
@@ -38,8 +38,7 @@ class Record:
         return self.seq
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """A place in the inputs: the next record there has number `seq`.
 
     `file` counts the inputs from 0, `offset` is in bytes of the (decompressed) content, `line` is the
@@ -68,8 +67,7 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One ask of a provider.
 
     `body` is the neutral form that every provider translates: `messages` (chat roles and contents) and
@@ -85,8 +83,7 @@ class Request:
     raw: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A provider's answer, whole but not yet judged.
 
     `text` is the answer as sent; `value` what counts as the output: the text, or the parsed JSON once a
@@ -103,8 +100,7 @@ class Reply:
     raw: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One call as it went: `at` in Unix seconds when it was sent, `seconds` until its last byte.
 
     `error` is None for a call that brought a reply, else one line that says what came instead.
@@ -117,6 +113,9 @@ class Attempt:
     request_id: str | None = None
     error: str | None = None
     stage: str | None = None
+
+
+NO_USAGE = Usage()
 
 
 @dataclass(slots=True)
@@ -133,15 +132,16 @@ class Trail:
     @property
     def usage(self) -> Usage:
         """Tokens of every call of this record, failed ones included where they were told."""
-        total = Usage()
+        if len(self.attempts) == 1:
+            return self.attempts[0].usage or NO_USAGE
+        total = NO_USAGE
         for attempt in self.attempts:
             if attempt.usage is not None:
                 total = total + attempt.usage
         return total
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """Why a record is dead: the `error` object of a dead letter.
 
     `kind` is one of bad_input, too_large, refused, invalid, exhausted, internal; `cause` names the last
@@ -157,8 +157,7 @@ class Failure:
     raw: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """A record with an answer that is whole and valid; `at` is when it was settled, Unix seconds."""
 
     record: Record
@@ -172,8 +171,7 @@ class Done:
         return len(self.record.line) + len(self.reply.text)
 
 
-@dataclass(frozen=True, slots=True)
-class Dead:
+class Dead(NamedTuple):
     """A record that ends as a dead letter; `at` is when it was settled, Unix seconds."""
 
     record: Record
@@ -187,13 +185,16 @@ class Dead:
         return len(self.record.line) + len(self.error.raw or "")
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """A durable side fact that is no outcome, such as tokens spent by a record that a stop cut short."""
 
     kind: str
     body: dict[str, Any]
-    size = 0
+
+    @property
+    def size(self) -> int:
+        """Nothing worth counting."""
+        return 0
 
 
 Outcome = Done | Dead

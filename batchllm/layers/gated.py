@@ -36,24 +36,20 @@ class RateLimiter:
         *,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._rpm, self._tpm = rpm, tpm
         rates = [limit / 60 for limit in (rpm, tpm) if limit is not None]
         self._bucket = TokenBucket(rates, clock()) if rates else None
         self._estimate = Estimate()
+        self.counts_tokens = tpm is not None
         self._stop = stop
         self._clock = clock
         self._line = anyio.Lock()
         self.pauses = Pauses()
         self.waiting = 0
+        self.one: Sequence[float] = (1.0,) if rpm is not None else ()
 
     def need(self, size: int, most: int | None) -> Sequence[float]:
-        """What a request of `size` bytes would take from each bucket."""
-        need = []
-        if self._rpm is not None:
-            need.append(1.0)
-        if self._tpm is not None:
-            need.append(self._estimate.tokens(size, most))
-        return need
+        """What a request of `size` bytes would take from each bucket; `one` where tokens don't count."""
+        return (*self.one, self._estimate.tokens(size, most)) if self.counts_tokens else self.one
 
     def paused(self) -> float:
         """Seconds that everyone has stood still in all until now."""
@@ -81,9 +77,11 @@ class RateLimiter:
     def settle(self, need: Sequence[float], size: int, reply: Reply) -> None:
         """A call was answered: put back what it didn't use."""
         self.pauses.succeeded()
+        if not self.counts_tokens:
+            return
         usage = reply.usage
         self._estimate.learn(size, usage.input_tokens, usage.output_tokens)
-        if self._tpm is not None and self._bucket is not None and usage.input_tokens:
+        if self._bucket is not None and usage.input_tokens:
             used = [*need[:-1], float(usage.input_tokens + usage.output_tokens)]
             self._bucket.settle(need, used)
 
@@ -201,8 +199,10 @@ class Gated:
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """Wait for a slot and the limits, then ask; a refusal waits and asks again."""
         gate, limiter = self._gate, self._gate.limiter
-        size = _size(request)
-        need = limiter.need(size, _most(request))
+        size, need = 0, limiter.one
+        if limiter.counts_tokens:
+            size = _size(request)
+            need = limiter.need(size, _most(request))
         while True:
             timed = trail.deadline is not None
             paused = limiter.paused() if timed else 0.0

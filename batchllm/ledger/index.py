@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 from zlib import crc32
 
 OUTPUT, DEAD, FAILED, NOTE = 1, 2, 3, 4
@@ -23,8 +23,7 @@ SIZE = _FIELDS.size + _CRC.size
 _UNIT_AND_KIND = struct.Struct(f"<Q16xB{SIZE - 25}x")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """`at` is Unix seconds, `latency` seconds of the answering call, `length` the line's bytes; never 0.
 
     `number` is the record's place in the pass that settled it; `digest` tells whether it or what was asked

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -235,7 +235,7 @@ def _missing_lines(
         if unit not in walked.failed:
             line = failed_line(journal.sinks["dead"].read(start, entry.length))
             lines.append(line)
-            added.append(pack(replace(entry, kind=FAILED, length=len(line)), line, journal.generation))
+            added.append(pack(entry._replace(kind=FAILED, length=len(line)), line, journal.generation))
     return lines, added
 
 

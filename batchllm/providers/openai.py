@@ -130,7 +130,7 @@ class OpenAI:
             return headers, content
         if secret.encode() in content:
             content = content.replace(secret.encode(), b"***")
-        if any(secret in value for value in headers.values()):
+        if secret in "\n".join(headers.values()):
             headers = {name: value.replace(secret, "***") for name, value in headers.items()}
         return headers, content
 

@@ -52,7 +52,7 @@ def quick_check(document: dict[str, Any], draft: str) -> Callable[[Any], bool] |
 def _judged_alike(document: dict[str, Any]) -> bool:
     """Whether the schema and all within it use nothing but keywords that both libraries understand alike.
 
-    References that lead back to themselves are not among that: the libraries differ in where such a chain ends.
+    References that lead back to themselves are not among that: the libraries differ in where a chain ends.
     """
     seen: set[int] = set()
 

@@ -300,7 +300,7 @@ class JsonlSource:
                 item = self._dead(line, bad)
             if self._later:
                 item = of_later_pass(item, content, seq)
-        self._marks.note(self._place(line.start, line.number - 1))
+        self._marks.note(self._file, line.start, line.number - 1, seq)
         self.records = seq + 1
         return item
 

@@ -16,12 +16,11 @@ class Marks:
         self._places = deque([start])
         self._every = every
 
-    def note(self, place: Position) -> None:
+    def note(self, file: int, offset: int, line: int, seq: int) -> None:
         """Remember where a record begins, unless a place close before it is known."""
         last = self._places[-1]
-        far = place.seq - last.seq >= self._every or place.offset - last.offset >= EVERY_BYTES
-        if far or place.file != last.file:
-            self._places.append(place)
+        if seq - last.seq >= self._every or offset - last.offset >= EVERY_BYTES or file != last.file:
+            self._places.append(Position(file, offset, line, seq))
 
     def end(self, place: Position) -> None:
         """Remember where the input ends."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import httpx
 
@@ -18,8 +18,7 @@ from batchllm.transport.exchange import Ask, Failed, RawAnswer
 from batchllm.transport.pool import Pool
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A whole HTTP answer: header names in lower case, several values joined by ", ", the body decoded."""
 
     status: int
@@ -30,11 +29,12 @@ class Answer:
 class Endpoint:
     """One URL to POST to; made by `Transport.endpoint`, good as long as its transport is open."""
 
-    __slots__ = ("_headers", "_pool", "_start")
+    __slots__ = ("_headers", "_pool", "_prefixes", "_start")
 
     def __init__(self, url: httpx.URL, headers: Mapping[str, str], pool: Pool) -> None:
         self._pool = pool
         self._headers = head.complete_headers(url, headers)
+        self._prefixes: dict[str, bytes] = {}
         self._start = b"POST %b HTTP/1.1\r\n" % url.raw_path + head.lines(self._headers)
 
     async def post(self, body: bytes, *, headers: Mapping[str, str] | None = None, timeout: float) -> Answer:
@@ -54,9 +54,18 @@ class Endpoint:
             raise _call_error(failed) from None
 
     def _start_with(self, headers: Mapping[str, str]) -> bytes:
+        start = self._start
+        for name, value in headers.items():
+            prefix = self._prefixes.get(name)
+            if prefix is None or not (value.isascii() and value.isprintable()):
+                break
+            start += prefix + value.encode() + b"\r\n"
+        else:
+            return start
         for name, value in headers.items():
             head.check_header(name, value)
         if all(name.lower() not in self._headers for name in headers):
+            self._prefixes.update({name: f"{name}: ".encode() for name in headers})
             return self._start + head.lines(headers)
         merged = self._headers | {name.lower(): value for name, value in headers.items()}
         return self._start[: self._start.index(b"\r\n") + 2] + head.lines(merged)

@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 
-from batchllm.engine import Engine, FailureWatch, workers_for
+from batchllm.engine import Engine, workers_for
 from batchllm.errors import ConfigError
 from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate, RateLimiter
@@ -28,6 +28,7 @@ from batchllm.sources import JsonlSource, check_inputs
 from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.transport import raise_descriptor_limit
+from batchllm.watch import FailureWatch
 from batchllm.wire.asking import Asking, asking, same_failure_hint
 from batchllm.wire.later import again, meaning_digest, replan
 from batchllm.wire.live import Finished, Live

@@ -10,7 +10,6 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ async def replan(opened: Opened, job: Job, places: Places) -> None:
             # Behind --resume-by id the line may tell another place than the one it was taken over at.
             moved = renumbered(line, unit, "result" if entry.kind == DEAD else job.emit)
             same = unit == entry.unit and moved == line
-            return (entry, line) if same else (replace(entry, unit=unit, length=len(moved)), moved)
+            return (entry, line) if same else (entry._replace(unit=unit, length=len(moved)), moved)
 
         opened.header = header_of(opened.run_id, job, places, source.format)
         with todo.open("rb") as letters:

@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 
-from batchllm.engine import Engine, FailureWatch, workers_for
+from batchllm.engine import Engine, workers_for
 from batchllm.layers.gated import Gate, Gated, RateLimiter
 from batchllm.layers.retrying import Retrying
 from batchllm.layers.structured import Structured
@@ -35,6 +35,7 @@ from batchllm.sources import JsonlSource
 from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.transport import open_endpoint
+from batchllm.watch import FailureWatch
 from tests.perf.calibrate import scaled
 from tests.perf.server import ANSWER, completion
 from tests.perf.serving import serving

@@ -13,10 +13,11 @@ from anyio.abc import TaskGroup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchllm.engine import Engine, FailureWatch, Item, workers_for
+from batchllm.engine import Engine, Item, workers_for
 from batchllm.errors import AuthFailed, BatchError, SameFailure, TooManyFailures
 from batchllm.model import Note, Outcome, Record
 from batchllm.stop import Stop
+from batchllm.watch import FailureWatch
 from tests import virtual
 from tests.outcomes import dead, done, record
 

@@ -12,7 +12,7 @@ from batchllm.job import Job
 PACKAGE = Path(__file__).resolve().parents[2] / "batchllm"
 LEVELS = [
     {"model", "errors"},
-    {"job", "ports", "prompt", "schema", "pricing", "limits", "summary", "faults", "lines", "stop"},
+    {"job", "ports", "prompt", "schema", "pricing", "limits", "summary", "faults", "lines", "stop", "watch"},
     {"transport"},
     {"engine", "pipeline", "ledger", "layers", "providers", "sources", "sinks"},
     {"run", "report", "simulate", "scale"},

@@ -45,7 +45,8 @@ def test_verdicts_equal_the_suite_s_and_jsonschema_s(draft: str) -> None:
             outside = (
                 "leads to no schema in this file" in error.message or "unknown JSON Schema" in error.message
             )
-            assert outside, (name, group["description"], error.message)
+            if not outside:
+                wrong.append((name, group["description"], error.message, False))
             continue
         peer = validator(document, format_checker=validator.FORMAT_CHECKER)
         for test in group["tests"]:

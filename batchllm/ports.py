@@ -77,7 +77,8 @@ class ProviderSpec:
     """What a provider needs to connect: all of it plain data, none of it logged.
 
     `model` is the name after `PROVIDER/`; `key` the secret itself; `timeout` in seconds from send to last
-    byte; `concurrency` the most calls that will be in flight.
+    byte; `concurrency` the most calls that will be in flight; `http` which client carries them: `own`, or
+    `stock` for httpx's.
     """
 
     model: str
@@ -85,6 +86,7 @@ class ProviderSpec:
     key: str | None = field(default=None, repr=False)
     timeout: float = 120.0
     concurrency: int = 20
+    http: str = "own"
 
 
 class Connect(Protocol):

@@ -260,6 +260,13 @@ class Job:
         "S",
         "How long a signal or the deadline waits for calls in flight (default 4)",
     )
+    http: str = _how(
+        "own",
+        values.word("own", "stock"),
+        "--http",
+        "CLIENT",
+        "own, or stock for httpx's client: slow, knows HTTP/2 (default own)",
+    )
     fresh: bool = _how(
         False, values.flag, "--fresh", None, "Forget the earlier run of this output (moved aside)", once=True
     )

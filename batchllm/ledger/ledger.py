@@ -10,7 +10,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from batchllm.errors import ConfigError, DeadlinePassed, FatalError, LedgerFailed, OutputClosed, Stopped
 from batchllm.ledger.folder import ledger_failed
-from batchllm.ledger.index import DEAD, FAILED, NOTE, OUTPUT, Entry, pack
+from batchllm.ledger.group import GroupLines, lines_of
 from batchllm.ledger.journal import Journal
 from batchllm.ledger.ordering import in_order, order
 from batchllm.ledger.passes import Later, clean
 from batchllm.ledger.reorder import Reorder
 from batchllm.ledger.settled import WINDOW, Settled
-from batchllm.lines import Shape, dead_line, dumps, failed_line, output_line
+from batchllm.lines import Shape
 from batchllm.model import Dead, Done, Note, Outcome, Position, Record
 from batchllm.ports import Observer, Sink
 from batchllm.stop import Stop
@@ -205,10 +204,11 @@ class Ledger:
         if self._failed:
             return
         self._since_snapshot += len(group)
+        lines = self._lines(group)
         try:
             self.writing = True
             with anyio.CancelScope() as self._commit_scope:
-                await to_thread.run_sync(self._write, group, late, abandon_on_cancel=self._journal is None)
+                await to_thread.run_sync(self._write, lines, late, abandon_on_cancel=self._journal is None)
             self.writing = False
             if self._failed:
                 return
@@ -226,39 +226,19 @@ class Ledger:
             self._failed = True
             self._stop.set(ledger_failed(error))
 
-    def _write(self, group: list[Outcome | Note], late: Sequence[bytes]) -> None:
+    def _write(self, lines: GroupLines, late: Sequence[bytes]) -> None:
         """On the ledger's thread: entries, then dead letters, then output."""
-        lines: dict[str, list[bytes]] = {"output": [], "dead": [], "notes": []}
-        entries: list[bytes] = []
-        generation = self._journal.generation if self._journal is not None else 0
-
-        def put(name: str, kind: int, line: bytes, outcome: Outcome | None) -> None:
-            lines[name].append(line)
-            if self._journal is not None:
-                entry = _entry(kind, outcome, self._meaning, opens=not entries)
-                entries.append(pack(entry, line, generation))
-
-        for item in group:
-            if isinstance(item, Note):
-                put("notes", NOTE, dumps({"kind": item.kind} | item.body) + b"\n", None)
-            elif isinstance(item, Done):
-                put("output", OUTPUT, output_line(item, self._shape), item)
-            else:
-                if self._shape.merge_failed:
-                    put("output", FAILED, failed_line(item, self._shape), item)
-                put("dead", DEAD, dead_line(item), item)
         if self._journal is not None:
             if time.monotonic() >= self._look_at:
                 self._look_at = time.monotonic() + LOOK_EVERY
                 self._journal.check()
-            self._journal.append(b"".join(entries))
-            if lines["notes"]:
-                self._journal.sinks["notes"].append(lines["notes"])
-        if lines["dead"]:
-            self._dead.append(lines["dead"])
-        output = lines["output"] if self._reorder is None else self._in_turn(group, lines["output"])
-        if output or late:
-            self._output.append([*output, *late])
+            self._journal.append(b"".join(lines.entries))
+            if lines.notes:
+                self._journal.sinks["notes"].append(lines.notes)
+        if lines.dead:
+            self._dead.append(lines.dead)
+        if lines.output or late:
+            self._output.append([*lines.output, *late])
         if self._durability == "record":
             if self._journal is not None:
                 self._journal.sync()
@@ -266,15 +246,18 @@ class Ledger:
                 self._dead.sync()
                 self._output.sync()
 
-    def _in_turn(self, group: list[Outcome | Note], lines: list[bytes]) -> list[bytes]:
-        """The lines whose turn it is, now that this group with its output `lines` is there."""
-        assert self._reorder is not None
-        coming = iter(lines)
-        for item in group:
-            if not isinstance(item, Note):
-                has_line = isinstance(item, Done) or self._shape.merge_failed
-                self._reorder.put(item.record.number, next(coming) if has_line else b"")
-        return self._reorder.take()
+    def _lines(self, group: list[Outcome | Note]) -> GroupLines:
+        """What is written for a group; on the loop, since a thread that computes holds everyone up."""
+        generation = self._journal.generation if self._journal is not None else 0
+        lines = lines_of(group, self._shape, self._meaning, generation)
+        if self._reorder is not None:
+            coming = iter(lines.output)
+            for item in group:
+                if not isinstance(item, Note):
+                    has_line = isinstance(item, Done) or self._shape.merge_failed
+                    self._reorder.put(item.record.number, next(coming) if has_line else b"")
+            lines.output = self._reorder.take()
+        return lines
 
     def _count(self, group: list[Outcome | Note]) -> None:
         for item in group:
@@ -296,27 +279,3 @@ class Ledger:
             "summary": self.summary.to_dict(),
             "later": self.later.to_dict() if self.later is not None else None,
         }
-
-
-def _entry(kind: int, outcome: Outcome | None, meaning: bytes, *, opens: bool) -> Entry:
-    if outcome is None:
-        return Entry(0, 0, 0, kind, int(opens))
-    record, attempts, usage = outcome.record, outcome.trail.attempts, outcome.trail.usage
-    return Entry(
-        record.unit,
-        record.number,
-        digest_of(record.line, meaning),
-        kind,
-        int(opens),
-        calls=len(attempts),
-        at=outcome.at,
-        latency=attempts[-1].seconds if attempts else 0.0,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_tokens=usage.cached_tokens,
-    )
-
-
-def digest_of(line: bytes, meaning: bytes) -> int:
-    """64 bits over a record's bytes and what was asked of it; `meaning` is 16 bytes at most."""
-    return int.from_bytes(blake2b(line, digest_size=8, key=meaning).digest(), "little")

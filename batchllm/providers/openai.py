@@ -50,7 +50,7 @@ class Endpoint(Protocol):
 async def connect(spec: ProviderSpec) -> AsyncIterator[OpenAI]:
     """Open the connections for `spec`; raises ConfigError for an address or a key that can't be used."""
     url, headers = address(spec.base_url), headers_for(spec.key)
-    async with open_endpoint(url, headers, limit=spec.concurrency) as endpoint:
+    async with open_endpoint(url, headers, limit=spec.concurrency, http=spec.http) as endpoint:
         yield OpenAI(endpoint, spec)
 
 

@@ -64,14 +64,21 @@ class Failed(Exception):
     """An exchange that brought no whole answer; `message` names the peer and what happened, nothing secret.
 
     `stale`: a reused connection died before a byte of the answer came. `ambiguous`: bytes of the request's
-    body had left, so the call may have been executed.
+    body had left, so the call may have been executed. `http2`: the peer speaks nothing but HTTP/2.
     """
 
     def __init__(
-        self, kind: FailureKind, message: str, *, stale: bool = False, ambiguous: bool = False
+        self,
+        kind: FailureKind,
+        message: str,
+        *,
+        stale: bool = False,
+        ambiguous: bool = False,
+        http2: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind: FailureKind = kind
         self.message = message
         self.stale = stale
         self.ambiguous = ambiguous
+        self.http2 = http2

@@ -20,8 +20,8 @@ from batchllm.errors import ConfigError
 from batchllm.job import Job
 from batchllm.ledger import Journal, passes, restore
 from batchllm.ledger.folder import writing
+from batchllm.ledger.group import digest_of
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, Entry
-from batchllm.ledger.ledger import digest_of
 from batchllm.ledger.recovery import verified
 from batchllm.lines import dead_line, renumbered
 from batchllm.model import Dead, Failure, Record, Trail

@@ -66,6 +66,7 @@ def provider_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -
         key=_key(row, loaded, base_url, environ),
         timeout=job.timeout,
         concurrency=job.concurrency,
+        http=job.http,
     )
     connect: Connect = importlib.import_module(row.module).connect
     return Chosen(model, connect, spec, warning)

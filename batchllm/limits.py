@@ -30,15 +30,18 @@ class TokenBucket:
         passed = now - self._at
         if passed > 0:
             self._at = now
+            levels, sizes = self._levels, self._sizes
             for i, rate in enumerate(self._rates):
-                self._levels[i] = min(self._sizes[i], self._levels[i] + rate * passed)
+                level = levels[i] + rate * passed
+                levels[i] = level if level < sizes[i] else sizes[i]
 
     def take(self, need: Sequence[float], now: float) -> float:
         """0.0 and taken, or nothing taken and the seconds to wait before asking again."""
         self._refill(now)
         wait = 0.0
         for i, amount in enumerate(need):
-            short = min(amount, self._sizes[i]) - self._levels[i]
+            size = self._sizes[i]
+            short = (amount if amount < size else size) - self._levels[i]
             if short > 1e-9:
                 wait = max(wait, short / self._rates[i])
         if wait == 0.0:

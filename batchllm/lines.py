@@ -41,17 +41,17 @@ def output_line(done: Done, shape: Shape) -> bytes:
         return _merged(done.record, _answer_fields(done)) + b"\n"
     if shape.emit == "openai-batch":
         return _batch_line(done)
-    reply, record = done.reply, done.record
-    usage = done.trail.usage
+    reply, record, trail = done.reply, done.record, done.trail
+    attempts = trail.attempts
     fields = {
         "id": record.id,
         "seq": record.seq,
         "output": reply.value,
         "model": reply.model,
-        "usage": _usage(usage),
+        "usage": _usage(trail.usage),
         "cost_usd": None,
-        "attempts": len(done.trail.attempts),
-        "latency_s": round(done.trail.attempts[-1].seconds, 4) if done.trail.attempts else None,
+        "attempts": len(attempts),
+        "latency_s": round(attempts[-1].seconds, 4) if attempts else None,
         "finish_reason": reply.finish,
         "finished_at": stamp(done.at),
         "request_id": reply.request_id,

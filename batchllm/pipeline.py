@@ -42,7 +42,7 @@ class Pipeline:
         self._model = model
         self._schema = schema
         self._raw = raw
-        self._salt = f"{run_id}:{generation}:"
+        self._salt = blake2b(f"{run_id}:{generation}:".encode(), digest_size=16)
         self._record_timeout = record_timeout
 
     async def __call__(self, record: Record, emit: Callable[[Note], None]) -> Outcome:
@@ -78,13 +78,9 @@ class Pipeline:
 
     def _request(self, record: Record) -> Request:
         assert record.data is not None  # a Record without data is inside a Dead and never comes here
-        return Request(
-            model=self._model,
-            body=self._render(record.data),
-            key=blake2b(f"{self._salt}{record.unit}".encode(), digest_size=16).hexdigest(),
-            schema=self._schema,
-            raw=self._raw,
-        )
+        key = self._salt.copy()
+        key.update(b"%d" % record.unit)
+        return Request(self._model, self._render(record.data), key.hexdigest(), self._schema, self._raw)
 
 
 def _spent(record: Record, trail: Trail) -> Note:

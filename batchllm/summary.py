@@ -113,7 +113,11 @@ class Throughput:
     def add(self, at: float) -> None:
         """Count one record settled at `at`, Unix seconds."""
         bucket = int(at // self.width)
-        self.counts[bucket] = self.counts.get(bucket, 0) + 1
+        count = self.counts.get(bucket)
+        if count is not None:
+            self.counts[bucket] = count + 1
+            return
+        self.counts[bucket] = 1
         if len(self.counts) > _BUCKETS:
             self._widen(self.width * 2)
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from batchllm.errors import BatchError, SameFailure, TooManyFailures
-from batchllm.model import Dead, Outcome
+from batchllm.model import Dead, Done, Outcome
 
 FIRST, LATER = 20, 200
 """So many failures in a row with one and the same provider error stop the run: from its start, and later."""
@@ -42,13 +42,14 @@ class FailureWatch:
 
     def judge(self, outcome: Outcome) -> tuple[bool, BatchError | None]:
         """Whether the outcome counts, and the error that stops the run, if it does."""
+        if isinstance(outcome, Done):
+            self._settled += 1
+            self._follow(None)
+            return True, None
         signature = _signature(outcome)
         if self._tripped is not None and signature == self._tripped:
             return False, None
         self._settled += 1
-        if not isinstance(outcome, Dead):
-            self._follow(None)
-            return True, None
         self._failed += 1
         if outcome.error.kind == "bad_input":  # nobody was called
             return True, self._too_many()
@@ -87,11 +88,9 @@ class FailureWatch:
         )
 
 
-def _signature(outcome: Outcome) -> tuple[object, ...] | None:
+def _signature(dead: Dead) -> tuple[object, ...] | None:
     """What makes two provider errors the same, numbers and ids aside; None for anything else."""
-    if not isinstance(outcome, Dead):
-        return None
-    error = outcome.error
+    error = dead.error
     if error.kind not in ("refused", "too_large", "exhausted") or (
         error.kind == "refused" and not error.status
     ):

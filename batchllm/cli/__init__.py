@@ -11,6 +11,7 @@ from inspect import cleandoc
 
 import typer
 
+from batchllm.cli.help import Root, Sectioned
 from batchllm.cli.init import init
 from batchllm.cli.leaving import leave
 from batchllm.cli.models import models_app
@@ -28,14 +29,21 @@ def _prose(text: str | None) -> str:
 
 app = typer.Typer(
     name="batchllm",
+    cls=Root,
     help="A file of records and an LLM endpoint in; every record answered or accounted for out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, retry, init, simulate):
-    app.command(help=_prose(command.__doc__))(command)
+for command, summary, look in (
+    (run, "Send every record to a model, write every answer.", Sectioned),
+    (retry, "Run the dead letters of a finished run again.", Sectioned),
+    (init, "Write a job file and a prompt for your records.", None),
+    (simulate, "Serve a rehearsal endpoint on this machine.", None),
+):
+    app.command(help=_prose(command.__doc__), short_help=summary, cls=look)(command)
 app.add_typer(models_app, name="models")
 
 

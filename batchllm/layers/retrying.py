@@ -54,30 +54,39 @@ class Retrying:
         """Answer, or raise Exhausted with the last failure as its cause."""
         self._witness.began()
         try:
-            return await self._persist(request, trail)
-        finally:
-            self._witness.ended()
-
-    async def _persist(self, request: Request, trail: Trail) -> Reply:
-        failures, resent = 0, False
-        while True:
             try:
                 return await self._inner.complete(request, trail)
             except CallError as error:
-                self._witness.failed(error)
-                if isinstance(error, Disconnected) and error.stale and not resent:
-                    resent = True
-                    continue
+                first = error
+            return await self._persist(request, trail, first)
+        finally:
+            self._witness.ended()
+
+    async def _persist(self, request: Request, trail: Trail, error: CallError) -> Reply:
+        """Try again after a first `error`."""
+        failures, resent = 0, False
+        while True:
+            self._witness.failed(error)
+            if isinstance(error, Disconnected) and error.stale and not resent:
+                resent = True
+            else:
                 failures += 1
-                last = error
-            if failures > self._most:
-                tries = f"{failures} tries" if failures > 1 else "1 try"
-                raise self._exhausted(last, f"after {tries}: {last.message}")
-            wait = min(LONGEST, self._backoff * 2.0 ** min(failures - 1, 60)) * self._draw()
-            wait = max(wait, last.retry_after or 0.0)
-            if trail.deadline is not None and self._clock() + wait >= trail.deadline:
-                raise self._exhausted(last, f"no time left in --record-timeout: {last.message}")
-            await self._stop.sleep(wait)
+                await self._wait(error, failures, trail.deadline)
+            try:
+                return await self._inner.complete(request, trail)
+            except CallError as next_error:
+                error = next_error
+
+    async def _wait(self, last: CallError, failures: int, deadline: float | None) -> None:
+        """The backoff after so many failures; raises Exhausted where there is no further try."""
+        if failures > self._most:
+            tries = f"{failures} tries" if failures > 1 else "1 try"
+            raise self._exhausted(last, f"after {tries}: {last.message}")
+        wait = min(LONGEST, self._backoff * 2.0 ** min(failures - 1, 60)) * self._draw()
+        wait = max(wait, last.retry_after or 0.0)
+        if deadline is not None and self._clock() + wait >= deadline:
+            raise self._exhausted(last, f"no time left in --record-timeout: {last.message}")
+        await self._stop.sleep(wait)
 
     def _exhausted(self, last: CallError, message: str) -> Exhausted:
         return Exhausted(message, cause=last.cause, status=last.status, raw=last.raw)

@@ -79,7 +79,7 @@ class Structured:
         if not reply.text.strip(_BLANK):
             return _Fault("empty", "the answer was empty")
         if self._schema is None:
-            return reply._replace(value=reply.text)
+            return reply if reply.value is reply.text else reply._replace(value=reply.text)
         try:
             value = find_json(reply.text, self._schema.accepts)
         except ValueError as error:
@@ -89,7 +89,7 @@ class Structured:
             return _Fault(
                 "schema", f"the answer breaks the schema: {'; '.join(violations)}", tuple(violations)
             )
-        return reply._replace(value=value)
+        return Reply(reply.text, value, reply.usage, reply.finish, reply.model, reply.request_id, reply.raw)
 
 
 def _next_ask(first: Request, last: Request, n: int, fault: _Fault, answer: str) -> Request:

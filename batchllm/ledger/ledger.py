@@ -260,11 +260,12 @@ class Ledger:
         return lines
 
     def _count(self, group: list[Outcome | Note]) -> None:
+        settle, add = self.settled.add, self.summary.add
         for item in group:
             if isinstance(item, Note):
                 continue
-            self.settled.add(item.record.number)
-            self.summary.add(item)
+            settle(item.record.number)
+            add(item)
             for observer in self._observers:
                 observer.settled(item)
         self._advanced.set()

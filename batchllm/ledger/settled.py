@@ -39,7 +39,8 @@ class Settled:
             raise ValueError(f"unit {unit} is beyond the window at {self.watermark}")
         flags = self._flags
         flags[unit & _MASK] = 1
-        self._top = max(self._top, unit + 1)
+        if unit >= self._top:
+            self._top = unit + 1
         mark = self.watermark
         while flags[mark & _MASK]:
             flags[mark & _MASK] = 0

@@ -189,6 +189,8 @@ def finish_of(reason: Any) -> str | None:
     """
     if reason is None:
         return None
+    if reason == "stop":
+        return "stop"
     if not isinstance(reason, str):
         return "error"
     return reason.lower().replace("-", "_").partition(":")[0].strip()
@@ -208,14 +210,15 @@ def _usage(usage: Any) -> Usage:
     """Tokens as told; what is not told, or is no number, counts as 0."""
     if not isinstance(usage, dict):
         return Usage()
+    sent, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
     details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")), _count(cached))
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    return Usage(_count(sent), _count(made), cached)
 
 
 def _count(value: Any) -> int:
     """A number of tokens."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return value if type(value) is int and value > 0 else 0
 
 
 def _glimpse(document: Any) -> str:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -31,10 +31,11 @@ _TAGS = re.compile(r"(?is)<(script|style)\b.*?</\1\s*>|<[^>]*>|<!--.*?-->")
 _TITLE = re.compile(r"(?is)<title[^>]*>(.*?)</title>")
 _WORD = re.compile(r"[A-Za-z][\w.:-]{0,63}")
 _WAIT = re.compile(
-    r"(?i)(?:try again|retry|wait)(?: in| after| for)?[: ]+"
+    r"(?i)(?:try again|retry|wait|resets?)(?: in| after| for)?(?: about)?[: ]+"
     r"((?:\d+(?:\.\d+)?\s*(?:milliseconds?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|h|days?|d)\b ?|"
     r"\d+(?:\.\d+)?(?:ms|s|m|h|d)(?=\d))+)"
 )
+_RETRY_INFO = re.compile(r"retryDelay[\\\"': ]+(\d+(?:\.\d+)?s)\b")
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)")
 _SECONDS = {"ms": 0.001, "milliseconds": 0.001, "seconds": 1.0, "secs": 1.0, "minutes": 60.0, "mins": 60.0}
 _SECONDS |= {"s": 1.0, "m": 60.0, "h": 3600.0, "hours": 3600.0, "d": 86400.0, "days": 86400.0}
@@ -111,7 +112,7 @@ def _inner(document: dict[str, Any]) -> dict[str, Any]:
 
 def _words(error: dict[str, Any]) -> str:
     """The sentence in an error object, whichever field holds it."""
-    for name in ("message", "error", "detail", "msg", "error_description", "title"):
+    for name in ("message", "error", "detail", "errors", "msg", "error_description", "title"):
         value = error.get(name)
         if isinstance(value, dict):  # Mistral: {"message": {"detail": [...]}}
             value = value.get("detail") or value.get("message")
@@ -205,8 +206,8 @@ def retry_after(headers: Mapping[str, str], complaint: Complaint, now: float) ->
     """Seconds that the provider asks to wait, or None where it does not say.
 
     The order of the official SDKs: `retry-after-ms`, `retry-after` in seconds, then as an HTTP date; then
-    the same headers of the service behind a LiteLLM proxy (`llm_provider-…`), Gemini's RetryInfo, and texts
-    such as "Please try again in 6m0s". `now` is Unix seconds.
+    the same headers of the service behind a LiteLLM proxy (`llm_provider-…`), Gemini's RetryInfo wherever
+    the body holds it, and texts such as "Please try again in 6m0s". `now` is Unix seconds.
     """
     for prefix in ("", "llm_provider-"):
         milliseconds = _seconds(headers.get(f"{prefix}retry-after-ms"))
@@ -218,11 +219,55 @@ def retry_after(headers: Mapping[str, str], complaint: Complaint, now: float) ->
             seconds = _until(value, now)
         if seconds is not None:
             return seconds
-    delay = _retry_info(complaint.document)
-    if delay is not None:
-        return delay
+    info = _RETRY_INFO.search(complaint.text)
+    if info:
+        return _duration(info.group(1))
     said = _WAIT.search(complaint.words)
     return _duration(said.group(1)) if said else None
+
+
+def reset_after(headers: Mapping[str, str], complaint: Complaint, now: float) -> float | None:
+    """Seconds until the bucket that refused has refilled, by its reset header, or None where none tells.
+
+    Reads `x-ratelimit-reset-requests`, `anthropic-ratelimit-tokens-reset` and their like, those of OpenRouter
+    from the body. The longest of the empty buckets; one with something `remaining` says nothing; of those
+    that tell no rest the shortest, since any may be the one. `now` is Unix seconds.
+    """
+    told = {**_carried(complaint.document), **headers}
+    empty: list[float] = []
+    untold: list[float] = []
+    for name, value in told.items():
+        if "ratelimit" not in name or "-reset" not in name:
+            continue
+        wait = _reset(value, now)
+        if not wait:
+            continue
+        left = told.get(name.replace("-reset", "-remaining"))
+        if left is None:
+            untold.append(wait)
+        elif _seconds(left) == 0:
+            empty.append(wait)
+    return max(empty) if empty else min(untold, default=None)
+
+
+def _carried(document: Any) -> dict[str, str]:
+    """Headers of the service behind OpenRouter, which it puts into the error's metadata."""
+    error = document.get("error") if isinstance(document, dict) else None
+    metadata = error.get("metadata") if isinstance(error, dict) else None
+    headers = metadata.get("headers") if isinstance(metadata, dict) else None
+    if not isinstance(headers, dict):
+        return {}
+    return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+
+
+def _reset(value: str, now: float) -> float | None:
+    """Seconds until a reset told in seconds, as Unix seconds or milliseconds, as a date or a duration."""
+    number = _seconds(value)
+    if number is None:
+        return _until(value, now)
+    if number < 1e9:
+        return number
+    return max(0.0, (number / 1000 if number > 1e11 else number) - now)
 
 
 def _seconds(value: str | None) -> float | None:
@@ -235,27 +280,16 @@ def _seconds(value: str | None) -> float | None:
 
 
 def _until(value: str, now: float) -> float | None:
-    """Seconds from now until an HTTP date, or as a duration such as `30s`."""
-    try:
-        moment = parsedate_to_datetime(value)
-    except (ValueError, TypeError, OverflowError):
-        return _duration(value)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, moment.timestamp() - now)
-
-
-def _retry_info(document: Any) -> float | None:
-    """`retryDelay` of Gemini's RetryInfo, such as `37s`."""
-    if isinstance(document, list):
-        document = document[0] if document else None
-    error = document.get("error") if isinstance(document, dict) else None
-    details = error.get("details") if isinstance(error, dict) else None
-    for detail in details if isinstance(details, list) else ():
-        delay = detail.get("retryDelay") if isinstance(detail, dict) else None
-        if isinstance(delay, str):
-            return _duration(delay)
-    return None
+    """Seconds from now until an HTTP date or an RFC 3339 time, or of a duration such as `30s`."""
+    for parse in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            moment = parse(value)
+        except (ValueError, TypeError, OverflowError):
+            continue
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, moment.timestamp() - now)
+    return _duration(value)
 
 
 def _duration(text: str) -> float | None:
@@ -263,4 +297,5 @@ def _duration(text: str) -> float | None:
     parts = _PART.findall(text)
     if not parts or _PART.sub("", text).strip() or any(unit.lower() not in _UNITS for _, unit in parts):
         return None
-    return math.fsum(float(number) * _UNITS[unit.lower()] for number, unit in parts)
+    seconds = sum(float(number) * _UNITS[unit.lower()] for number, unit in parts)
+    return seconds if math.isfinite(seconds) else None

@@ -26,7 +26,12 @@ _DAILY = "the same command goes on once the quota is renewed; or raise it at the
 _KEY = "check the key and what it may use; --api-key-env names the variable that holds it"
 MODEL_HINT = "check the name in --model, and that the key may use that model"
 _PATH = "check --base-url: most servers want it to end in /v1"
+_ACCOUNT = "the provider has closed this account, key or country: clear it up there, or use another key"
+_HTTPS = "the server wants https: write --base-url with https://"
 _LONG = "the text is longer than the model takes: shorten it or use a model with a larger context"
+
+UNKNOWN = "unknown"
+"""The cause of what no row knows: an odd status, or an error object under 2xx that names nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ RULES: tuple[Rule, ...] = (
         "code",
         "insufficient_quota|credit_balance_exhausted|(organization|project)_spend_limit_exceeded"
         "|organization_usage_limit_exceeded|enforced_spend_limit_reached|billing_error|billing_not_active"
-        "|billing_hard_limit_reached|budget_exceeded|insufficient_(balance|credits|funds)",
+        "|billing_hard_limit_reached|billing_disabled|budget_exceeded|insufficient_(balance|credits|funds)",
         QuotaGone,
         hint=_CREDIT,
     ),
@@ -77,7 +82,17 @@ RULES: tuple[Rule, ...] = (
         (400, 403, 429),
         "words",
         r"^you have reached your specified .*api usage limits|^your credit balance is too low"
-        r"|budget has been exceeded! |^exceededbudget: |^key limit exceeded|^insufficient (credits|balance)",
+        r"|budget has been exceeded! |^(litellm\.\w+: )*exceededbudget: |^key limit exceeded"
+        r"|^insufficient (credits|balance)|^out of call volume quota|^token quota is exceeded"
+        r"|^.{0,20}free tier is not available in your country",
+        QuotaGone,
+        hint=_CREDIT,
+    ),
+    # LiteLLM hands on OpenAI's error as words; Gemini says the same sentence of a minute's quota
+    _rule(
+        429,
+        "words",
+        r"\binsufficient_quota\b|openaiexception - you exceeded your current quota",
         QuotaGone,
         hint=_CREDIT,
     ),
@@ -85,6 +100,8 @@ RULES: tuple[Rule, ...] = (
     _rule(429, "body", r'quotaValue[\\" :]+0\\?"', QuotaGone, hint=_CREDIT),
     _rule(429, "words", r"quota exceeded for metric: \S+, limit: 0\b", QuotaGone, hint=_CREDIT),
     _rule(429, "headers", r"(x-)?ratelimit(bysize)?-limit(-[\w-]+)?: 0", QuotaGone, hint=_CREDIT),
+    # Mistral's tokens of a month; the header's name is not verified
+    _rule(429, "headers", r"(x-)?ratelimit(bysize)?-remaining-([\w-]+-)?month: 0", QuotaGone, hint=_DAILY),
     # the key
     _rule(401, "any", "", AuthFailed, hint=_KEY),
     _rule(407, "any", "", AuthFailed, hint="the proxy wants a name and a password: put them in its address"),
@@ -102,6 +119,22 @@ RULES: tuple[Rule, ...] = (
         AuthFailed,
         hint=_KEY,
     ),
+    # anchored under 400, where the words may quote the record's own text
+    _rule(
+        400,
+        "words",
+        "^this (organization|account) has been disabled|^user location is not supported",
+        AuthFailed,
+        hint=_ACCOUNT,
+    ),
+    _rule(
+        403,
+        "words",
+        r"\b(organization|account|project|consumer|api key)\b.{0,80}\b(has been|is|was)"
+        r" (disabled|suspended|deactivated|revoked)\b",
+        AuthFailed,
+        hint=_ACCOUNT,
+    ),
     _rule(
         403,
         "body",
@@ -113,14 +146,15 @@ RULES: tuple[Rule, ...] = (
     _rule(403, "proven", "", Refused),
     _rule(403, "any", "", AuthFailed, hint=_KEY),
     # too long, ever
-    _rule(413, "any", "", TooLarge, hint=_LONG),
     _rule(
-        429,
+        (413, 429),
         "words",
-        r"^request too large for",
+        r"\brequest too large for\b",
         TooLarge,
+        cause="request_too_large",
         hint="raise the tokens a minute or shorten the text",
     ),
+    _rule((413, 414, 431), "any", "", TooLarge, hint=_LONG),
     _rule(
         (*_4XX, 500),
         "code",
@@ -132,20 +166,30 @@ RULES: tuple[Rule, ...] = (
     _rule(
         (400, 422),
         "words",
-        r"maximum context length|context length is only|prompt is too long|input is too long"
+        r"maximum context length|context length (is|of) only|maximum model length"
+        r"|prompt is too long|input is too long"
         r"|exceeds? (the )?(available )?(model.s )?(maximum )?context (limit|length|size|window)"
-        r"|input token count .*exceeds|too large for model with|prompt contains \d+ tokens",
+        r"|input token count .*exceeds|too large for model with|prompt contains \d+ tokens"
+        r"|`inputs` (tokens \+|must have less than \d+ tokens)",
         TooLarge,
         cause="context_length_exceeded",
         hint=_LONG,
     ),
     # the address and the model
+    _rule(
+        400,
+        "words",
+        "^(400 )?the plain http request was sent to https port"
+        "|^client sent an http request to an https server",
+        RouteGone,
+        hint=_HTTPS,
+    ),
     _rule(range(300, 400), "any", "", RouteGone, hint="set --base-url to the address that answers by itself"),
     _rule(
         (400, 404),
         "code",
         "model_not_found|modelnotfound|model_not_found_error|deploymentnotfound|model_decommissioned"
-        "|invalid_model|unknown_model|model_not_exist",
+        "|invalid_model|unknown_model|model_not_exist|operationnotsupported",
         RouteGone,
         hint=MODEL_HINT,
     ),
@@ -160,7 +204,8 @@ RULES: tuple[Rule, ...] = (
     _rule(
         400,
         "words",
-        r"invalid model name passed|^invalid model\b|^model not exist|is not a valid model id",
+        r"invalid model name passed|^invalid model\b|^model not exist|is not a valid model id"
+        r'|^"?[\w./:-]+"? does not support (chat|generate)$',
         RouteGone,
         hint=MODEL_HINT,
     ),
@@ -177,36 +222,59 @@ RULES: tuple[Rule, ...] = (
     _rule(404, "any", "", RouteGone, hint="check --base-url and the name in --model"),
     _rule((405, 410, 501), "any", "", RouteGone, hint=_PATH),
     # this record
-    _rule(400, "body", "ResponsibleAIPolicyViolation", Refused, cause="content_filter"),
-    # everyone waits
-    _rule(503, "words", r"slow down", RateLimited, cause="slow_down"),
+    _rule(
+        400,
+        "body",
+        "ResponsibleAIPolicyViolation|ContentPolicyViolationError|content filtering policy",
+        Refused,
+        cause="content_filter",
+    ),
+    # everyone waits; `slow_down` (OpenAI's 503, Anthropic's acceleration limit) asks for a lower rate as well
+    _rule(503, "body", r"slow[ _-]?down", RateLimited, cause="slow_down"),
+    _rule(429, "words", r"usage increase rate|acceleration limit", RateLimited, cause="slow_down"),
     _rule((429, 498), "any", "", RateLimited),
     # the server's bad moment
-    _rule((408, 409, 425, 499), "any", "", Overloaded),
-    # what is left: the request is wrong, and stays wrong
-    _rule(_4XX, "any", "", Refused),
+    _rule((408, 409, 424, 425, 499, 500, 502, 503, 504, *range(520, 531)), "any", "", Overloaded),
+    # the request is wrong, and stays wrong; an unknown 4xx counts as a 400 (RFC 9110, 15)
+    _rule((400, 422, 451), "any", "", Refused),
+    _rule(_4XX, "any", "", Refused, cause=UNKNOWN),
 )
 
-ANYTHING_ELSE = Rule((), "any", None, Overloaded)
+# What no row knows is tried again, a bounded number of times: that loses nothing that could pass.
+ANYTHING_ELSE = Rule((), "any", None, Overloaded, UNKNOWN)
 
-# Error words under HTTP 200 and the status that they stand for: OpenAI, Anthropic, Gemini.
+# Error words under HTTP 200 and the status that they stand for: OpenAI, Anthropic, Gemini, vLLM, LiteLLM.
 STATUS_OF: Mapping[str, int] = {
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
+    "ratelimiterror": 429,
+    "throttling_error": 429,
     "insufficient_quota": 429,
+    "credit_balance_exhausted": 429,
+    "organization_spend_limit_exceeded": 429,
+    "project_spend_limit_exceeded": 429,
+    "organization_usage_limit_exceeded": 429,
+    "billing_not_active": 429,
+    "budget_exceeded": 429,
     "resource_exhausted": 429,
+    "resource_unavailable": 429,
     "overloaded_error": 529,
     "authentication_error": 401,
+    "authenticationerror": 401,
     "invalid_api_key": 401,
     "unauthenticated": 401,
     "billing_error": 402,
     "permission_error": 403,
     "permission_denied": 403,
+    "permissiondeniederror": 403,
     "not_found_error": 404,
     "model_not_found": 404,
     "not_found": 404,
+    "notfounderror": 404,
     "request_too_large": 413,
     "context_length_exceeded": 400,
+    "context_window_exceeded": 400,
+    "contextwindowexceedederror": 400,
     "content_filter": 400,
     "invalid_request_error": 400,
     "badrequesterror": 400,
@@ -218,6 +286,8 @@ STATUS_OF: Mapping[str, int] = {
     "internalservererror": 500,
     "internal": 500,
     "unavailable": 503,
+    "service_unavailable_error": 503,
+    "slow_down": 503,
     "timeout_error": 504,
     "deadline_exceeded": 504,
 }

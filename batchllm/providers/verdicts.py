@@ -14,17 +14,18 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from batchllm.errors import BadReply, BatchError, CallError, RecordError
+from batchllm.errors import BadReply, BatchError, CallError, RateLimited, RecordError
 from batchllm.providers.complaints import (
     Complaint,
     of_document,
     plain,
     read,
     request_id,
+    reset_after,
     retry_after,
     shown,
 )
-from batchllm.providers.rules import ANYTHING_ELSE, RULES, STATUS_OF, Rule
+from batchllm.providers.rules import ANYTHING_ELSE, RULES, STATUS_OF, UNKNOWN, Rule
 
 
 def verdict(
@@ -59,14 +60,14 @@ def under_ok(
 ) -> BatchError:
     """The exception that an error object under a 2xx `status` means: what its own code or type says.
 
-    One that names nothing known is a BadReply, which is tried again.
+    One that names nothing known is a BadReply of cause `unknown`, which is tried again.
     """
     complaint = of_document(document, _bytes_of(document))
     named = (STATUS_OF.get(code.lower()) for code in complaint.codes)
     meant = complaint.number or next(filter(None, named), None)
     if meant is None:
         said = shown(f"the provider answered {status} with an error: {complaint.words}", secret)
-        return bad_reply(said, "error_object", status=status, request_id=request_id(headers, document))
+        return bad_reply(said, UNKNOWN, status=status, request_id=request_id(headers, document))
     return _judge(Case(status, meant, headers, complaint, proven, now, secret))
 
 
@@ -117,11 +118,19 @@ def _judge(case: Case) -> BatchError:
         message,
         status=case.status,
         request_id=request_id(case.headers, case.complaint.document),
-        retry_after=retry_after(case.headers, case.complaint, case.now),
+        retry_after=_wait(rule, case),
     )
     if rule.cause:
         error.cause = rule.cause
     return error
+
+
+def _wait(rule: Rule, case: Case) -> float | None:
+    """Seconds that the answer asks to wait; a rate limit that names none waits for its bucket to refill."""
+    wait = retry_after(case.headers, case.complaint, case.now)
+    if wait is None and issubclass(rule.verdict, RateLimited):
+        return reset_after(case.headers, case.complaint, case.now)
+    return wait
 
 
 _FIND: Mapping[str, Callable[[re.Pattern[str], Case], bool]] = {

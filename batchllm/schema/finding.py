@@ -84,12 +84,12 @@ def _may_have_lost_digits(value: Any) -> bool:
     left = [value]
     while left:
         part = left.pop()
-        if isinstance(part, dict):
-            left.extend(part.values())
-        elif isinstance(part, list):
-            left.extend(part)
-        elif isinstance(part, float) and abs(part) >= 2**63:
-            return True
+        for inner in part.values() if type(part) is dict else part if type(part) is list else (part,):
+            kind = type(inner)
+            if kind is dict or kind is list:
+                left.append(inner)
+            elif kind is float and abs(inner) >= 2**63:
+                return True
     return False
 
 

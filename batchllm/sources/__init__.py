@@ -316,7 +316,7 @@ class JsonlSource:
             self.format,
             self.records,
             self._id_field,
-            line_id(self._paths, self._file, line.number),
+            lambda: line_id(self._paths, self._file, line.number),
         )
 
     def _dead(self, line: Line, bad: BadLine) -> Dead:

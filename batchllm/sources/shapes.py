@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -72,17 +73,17 @@ def shape_of(data: dict[str, Any]) -> str:
 
 
 def record_of(
-    line: bytes, data: dict[str, Any], shape: str, seq: int, id_field: str, fallback: str
+    line: bytes, data: dict[str, Any], shape: str, seq: int, id_field: str, fallback: Callable[[], str]
 ) -> Record:
-    """The record that a line holds; `fallback` is its id where it has none. Raises BadLine."""
+    """The record that a line holds; `fallback` makes its id where it has none. Raises BadLine."""
     if shape == RECORDS:
         id = data.get(id_field)
-        return Record(seq, fallback if id is None else id, data, line)
+        return Record(seq, fallback() if id is None else id, data, line)
     if shape == OPENAI_BATCH:
         if not isinstance(data.get("body"), dict):
             raise BadLine("not_a_batch_line", "is no line of an OpenAI batch file: it has no object `body`")
         id = data.get("custom_id")
-        return Record(seq, fallback if id is None else id, data, line)
+        return Record(seq, fallback() if id is None else id, data, line)
     return _inside_letter(line, data, seq, id_field, fallback)
 
 
@@ -94,10 +95,12 @@ def of_later_pass(item: Record | Dead, letter: bytes, turn: int) -> Record | Dea
     return item._replace(seq=seq, turn=turn)
 
 
-def _inside_letter(line: bytes, letter: dict[str, Any], seq: int, id_field: str, fallback: str) -> Record:
+def _inside_letter(
+    line: bytes, letter: dict[str, Any], seq: int, id_field: str, fallback: Callable[[], str]
+) -> Record:
     id = letter.get("id")
     if id is None:
-        id = fallback
+        id = fallback()
     if isinstance(letter.get("record"), dict):
         inner = _cut(line, "record")
         data = parse(inner)

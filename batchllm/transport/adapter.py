@@ -14,13 +14,13 @@ from typing import Any
 
 import httpx
 
-from batchllm.errors import ConfigError
 from batchllm.transport import head
 from batchllm.transport.dialer import Dialer, Origin, system_addresses
 from batchllm.transport.endpoint import Endpoint
 from batchllm.transport.exchange import Ask, Bounds, Failed, FailureKind, Phases
 from batchllm.transport.pool import Pool
 from batchllm.transport.sweeper import Sweeper
+from batchllm.transport.tls import client_context
 
 HANDSHAKES = 50  # at once; each takes 1.1-1.3 ms of CPU over TLS
 
@@ -95,12 +95,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
-            try:
-                self._tls = httpx.create_ssl_context()
-            except OSError as error:
-                text = f"can't read the trusted certificates: {error.strerror or error}".lower()
-                raise ConfigError(text, "look at SSL_CERT_FILE and SSL_CERT_DIR") from None
-            self._tls.set_alpn_protocols(["http/1.1"])
+            self._tls = client_context()
         return self._tls
 
 

@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from batchllm.transport.exchange import Failed
-from batchllm.transport.protocol import Connection, Owner
+from batchllm.transport.protocol import HTTP2_ONLY, Connection, Owner
+from batchllm.transport.tls import no_common_protocol, remember
 
 SHARE = 5.0  # seconds that one of several addresses gets at most before the next one is tried
 
@@ -79,6 +80,11 @@ class Dialer:
             text = f"no connection to {self.origin.peer} within {seconds:g} s"
             raise Failed("connect_timeout", text) from None
 
+    def settled(self, connection: Connection) -> None:
+        """A new connection's first exchange is over: what was learnt from it helps the next dial."""
+        if self.origin.tls:
+            remember(connection.tls)
+
     async def _first_that_answers(self, owner: Owner, seconds: float) -> Connection:
         addresses = list(self._addresses or await self._addresses_now())
         failure: Exception | None = None
@@ -97,7 +103,8 @@ class Dialer:
                 self._addresses.insert(0, address)
             return connection
         self._addresses = []
-        raise Failed("connect", self._why(failure)) from None
+        http2 = failure is not None and no_common_protocol(failure)
+        raise Failed("connect", self._why(failure), http2=http2) from None
 
     async def _addresses_now(self) -> list[str]:
         async with self._resolving:  # who comes while one asks takes the answer that this one gets
@@ -127,6 +134,8 @@ class Dialer:
         if isinstance(error, ssl.SSLCertVerificationError):
             return f"the certificate of {peer} is not trusted: {error.verify_message}"
         if isinstance(error, ssl.SSLError):
+            if no_common_protocol(error):
+                return f"{peer} {HTTP2_ONLY}"
             return f"no tls with {peer}: {(error.reason or 'handshake failed').lower().replace('_', ' ')}"
         if isinstance(error, OSError):
             if error.errno == errno.ECONNREFUSED:

@@ -6,6 +6,7 @@ Providers open theirs here, and `wire` asks here for the file descriptors that a
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import logging
 import urllib.request
@@ -26,28 +27,34 @@ log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def open_endpoint(
-    url: str, headers: Mapping[str, str], *, limit: int, http: str = "own"
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    limit: int,
+    http: str = "own",
+    transport: httpx.AsyncBaseTransport | None = None,
 ) -> AsyncIterator[Endpoint | StockEndpoint]:
     """An endpoint for POSTs to `url`, at most `limit` of them at once; closed with its connections.
 
     `http` is `own`, where a proxy of the environment still goes through httpx's client, or `stock`, which
-    takes that in any case. Raises ConfigError for a URL or header that can't be sent.
+    takes that in any case; so does a `transport` of the caller's, which is closed with it. Raises ConfigError
+    for a URL or header that can't be sent.
     """
     if http not in ("own", "stock"):
         raise ConfigError(f"no http client is called {http}", "use own or stock")
     parsed = head.parse_url(url)
     bounds = Bounds(limit=limit)
-    proxied = is_proxied(parsed)
-    if http == "own" and not proxied:
-        transport = Transport(bounds)
+    proxied = transport is None and is_proxied(parsed)
+    if http == "own" and transport is None and not proxied:
+        own = Transport(bounds)
         try:
-            yield transport.endpoint(url, headers)
+            yield own.endpoint(url, headers)
         finally:
-            await transport.aclose()
+            await own.aclose()
         return
     why = "a proxy is set" if proxied else "as asked"
     log.info("%s: requests go through httpx's own client, which is slow", why)
-    async with _client(limit, proxied) as client:
+    async with _client(limit, proxied, transport) as client:
         yield StockEndpoint(client, parsed, headers, bounds)
 
 
@@ -80,14 +87,17 @@ def raise_descriptor_limit(needed: int) -> int:
     return soft
 
 
-def _client(limit: int, proxied: bool) -> httpx.AsyncClient:
+def _client(
+    limit: int, proxied: bool, transport: httpx.AsyncBaseTransport | None = None
+) -> httpx.AsyncClient:
     idle = Bounds().idle
     limits = httpx.Limits(max_connections=limit, max_keepalive_connections=limit, keepalive_expiry=idle)
+    http2 = importlib.util.find_spec("h2") is not None
     try:
+        if proxied:
+            return httpx.AsyncClient(limits=limits, http2=http2)
         # a transport of its own keeps the client from looking for proxies by rules that differ from ours
-        return httpx.AsyncClient(
-            limits=limits, transport=None if proxied else httpx.AsyncHTTPTransport(limits=limits)
-        )
+        return httpx.AsyncClient(transport=transport or httpx.AsyncHTTPTransport(limits=limits, http2=http2))
     except ImportError:
         raise ConfigError("a socks proxy needs one package more", "pip install 'httpx[socks]'") from None
 

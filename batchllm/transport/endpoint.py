@@ -12,10 +12,14 @@ from typing import NamedTuple
 
 import httpx
 
-from batchllm.errors import CallError, Disconnected, TimedOut
+from batchllm.errors import CallError, Disconnected, RouteGone, TimedOut
 from batchllm.transport import head
 from batchllm.transport.exchange import Ask, Failed, RawAnswer
 from batchllm.transport.pool import Pool
+
+HTTP2_HINT = "run it with --http stock, which takes pip install 'httpx[http2]'"
+NAMES = 500  # header names that an endpoint remembers at most
+PLAIN_HTTP2_HINT = "use its address with https:// and --http stock, or one that speaks http/1.1"
 
 
 class Answer(NamedTuple):
@@ -29,11 +33,13 @@ class Answer(NamedTuple):
 class Endpoint:
     """One URL to POST to; made by `Transport.endpoint`, good as long as its transport is open."""
 
-    __slots__ = ("_headers", "_pool", "_prefixes", "_start")
+    __slots__ = ("_headers", "_names", "_pool", "_prefixes", "_start", "_tls")
 
     def __init__(self, url: httpx.URL, headers: Mapping[str, str], pool: Pool) -> None:
         self._pool = pool
+        self._tls = url.scheme == "https"
         self._headers = head.complete_headers(url, headers)
+        self._names: dict[bytes, str] = {}
         self._prefixes: dict[str, bytes] = {}
         self._start = b"POST %b HTTP/1.1\r\n" % url.raw_path + head.lines(self._headers)
 
@@ -42,16 +48,43 @@ class Endpoint:
 
         `headers` go with this request beside the endpoint's own, or instead of those of the same name.
         `timeout` is in seconds, from the dial or the first byte sent to the last byte read. Raises TimedOut
-        and Disconnected, ambiguous where bytes of the body had left, and ConfigError for a header that can't
-        be sent.
+        and Disconnected, ambiguous where bytes of the body had left, RouteGone where the server speaks
+        HTTP/2 only, and ConfigError for a header that can't be sent.
         """
         start = self._start if headers is None else self._start_with(headers)
         request = b"%bcontent-length: %d\r\n\r\n%b" % (start, len(body), body)
         try:
             raw = await self._pool.exchange(Ask(request, len(body), timeout))
-            return _answer(raw, self._pool)
+            return self._answer(raw)
         except Failed as failed:
-            raise _call_error(failed) from None
+            raise self._error(failed) from None
+
+    def _error(self, failed: Failed) -> CallError | RouteGone:
+        if failed.http2:
+            return RouteGone(failed.message, HTTP2_HINT if self._tls else PLAIN_HTTP2_HINT)
+        if failed.kind.endswith("timeout"):
+            return TimedOut(failed.message, ambiguous=failed.ambiguous)
+        return Disconnected(failed.message, stale=failed.stale, ambiguous=failed.ambiguous)
+
+    def _answer(self, raw: RawAnswer) -> Answer:
+        status, lines, content = raw
+        names, headers = self._names, dict[str, str]()
+        for name, value in lines:
+            key = names.get(name)
+            if key is None:
+                key = self._name(name)
+            text = value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        if content and "content-encoding" in headers:
+            content = _decoded(content, headers["content-encoding"], self._pool)
+        return Answer(status, headers, content)
+
+    def _name(self, name: bytes) -> str:
+        """A header's name in lower case; remembered, as a server sends the same ones each time."""
+        key = name.decode("latin-1").lower()
+        if len(self._names) < NAMES:
+            self._names[name] = key
+        return key
 
     def _start_with(self, headers: Mapping[str, str]) -> bytes:
         start = self._start
@@ -69,23 +102,6 @@ class Endpoint:
             return self._start + head.lines(headers)
         merged = self._headers | {name.lower(): value for name, value in headers.items()}
         return self._start[: self._start.index(b"\r\n") + 2] + head.lines(merged)
-
-
-def _call_error(failed: Failed) -> CallError:
-    if failed.kind.endswith("timeout"):
-        return TimedOut(failed.message, ambiguous=failed.ambiguous)
-    return Disconnected(failed.message, stale=failed.stale, ambiguous=failed.ambiguous)
-
-
-def _answer(raw: RawAnswer, pool: Pool) -> Answer:
-    headers: dict[str, str] = {}
-    for name, value in raw.headers:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-        headers[key] = f"{headers[key]}, {text}" if key in headers else text
-    content = raw.content
-    if content and "content-encoding" in headers:
-        content = _decoded(content, headers["content-encoding"], pool)
-    return Answer(raw.status, headers, content)
 
 
 def _decoded(content: bytes, codings: str, pool: Pool) -> bytes:

@@ -14,7 +14,7 @@ from time import monotonic
 
 from batchllm.transport.dialer import Dialer
 from batchllm.transport.exchange import Ask, Bounds, Failed, RawAnswer
-from batchllm.transport.protocol import Connection
+from batchllm.transport.protocol import HTTP2_ONLY, Connection
 from batchllm.transport.sweeper import Sweeper
 
 CLOSING = 1.0  # seconds that closed sockets get to say so
@@ -58,7 +58,7 @@ class Pool:
             await self._place(ask)
         try:
             start = monotonic()
-            connection = self._newest(start)
+            connection = self._newest(start) if self._idle else None
             reused = connection is not None
             if connection is None:
                 connection = await self._dial(ask)
@@ -66,9 +66,15 @@ class Pool:
             try:
                 outcome = await future
             finally:
-                connection.abandon(future)
+                if connection.waiting is future:
+                    connection.abandon()
+            if not reused:
+                self._dialer.settled(connection)
         finally:
-            self._next_please()
+            if self._waiting:
+                self._next_please()
+            else:
+                self._free += 1
         if isinstance(outcome, Failed):
             raise outcome
         return outcome
@@ -98,7 +104,9 @@ class Pool:
             return
         now = monotonic()
         self._idle[connection] = now
-        self.sweeper.wake_by(now + self.bounds.idle)
+        due = now + self.bounds.idle
+        if due < self.sweeper.due:
+            self.sweeper.wake_by(due)
 
     def distrust(self) -> None:
         """The origin answered what nobody asked: a late answer could be taken for another request's.
@@ -130,6 +138,8 @@ class Pool:
         self._check_open()
         seconds = ask.timeout if ask.phases is None else ask.phases.connect
         connection = await self._dialer.dial(self, seconds)
+        if connection.http2:
+            raise Failed("protocol", f"{self.peer} {HTTP2_ONLY}", http2=True)
         if not connection.alive:
             raise Failed("connect", f"{self.peer} closed the connection at once")
         if self._closed:

@@ -21,6 +21,7 @@ from batchllm.transport.sweeper import Sweeper
 
 PIECE = 64 * 1024  # bytes a write: TLS transports show a backlog only between writes
 NOTHING = Ask(b"", 0)
+HTTP2_ONLY = "speaks http/2 only"
 _TIRED = (b"HTTP/1.1 408", b"HTTP/1.0 408")  # how some servers close what idles
 
 
@@ -41,15 +42,20 @@ class Refused(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """A socket and its parser. `deadline` is a monotonic time in seconds, moved by each exchange."""
+    """A socket and its parser.
+
+    `deadline` is a monotonic time in seconds, moved by each exchange; `waiting` the future of the exchange
+    that is going on; `http2` says that the peer's first bytes were HTTP/2.
+    """
 
     __slots__ = (
         "_active_at",
         "_ask",
-        "_future",
+        "_bounds",
         "_head_done",
         "_headers",
         "_keep",
+        "_loop",
         "_owner",
         "_parser",
         "_parts",
@@ -63,15 +69,20 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_whole",
         "deadline",
+        "http2",
+        "waiting",
     )
 
     _transport: asyncio.Transport
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
+        self._bounds = owner.bounds
+        self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
-        self._future: asyncio.Future[RawAnswer | Failed] | None = None
+        self.waiting: asyncio.Future[RawAnswer | Failed] | None = None
         self._reused = False
+        self.http2 = False
         self._ask = NOTHING
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
@@ -95,7 +106,7 @@ class Connection(asyncio.Protocol):
         else:
             self._sent_at = self._active_at = monotonic()
             self.deadline = self._sent_at + min(phases.write, phases.read)
-        future = self._future = asyncio.get_running_loop().create_future()
+        future = self.waiting = self._loop.create_future()
         self._owner.sweeper.watch(self)
         request = ask.request
         if len(request) <= PIECE:
@@ -106,19 +117,23 @@ class Connection(asyncio.Protocol):
                 self._transport.write(view[at : at + PIECE])
         return future
 
-    def abandon(self, future: asyncio.Future[RawAnswer | Failed]) -> None:
-        """Nobody waits for this exchange any more: if it is still going on, end the connection."""
-        if self._future is future:
-            self._future = None
-            self._owner.sweeper.forget(self)
-            self._transport.abort()
+    def abandon(self) -> None:
+        """Nobody waits for the exchange any more that still goes on: end the connection."""
+        self.waiting = None
+        self._owner.sweeper.forget(self)
+        self._transport.abort()
 
     def abort(self) -> None:
         """End the connection, whatever goes on; who waits for an answer is told."""
-        if self._future is not None:
+        if self.waiting is not None:
             self._fail("read", f"the connection to {self._owner.peer} was closed on this side")
         else:
             self._transport.abort()
+
+    @property
+    def tls(self) -> object:
+        """Its TLS object, None without TLS."""
+        return self._transport.get_extra_info("ssl_object")
 
     @property
     def alive(self) -> bool:
@@ -158,31 +173,35 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and settle the exchange once the answer is whole or wrong."""
-        if self._future is None:  # bytes that nobody asked for: what follows could not be trusted
-            if not data.startswith(_TIRED):
+        if self.waiting is None:  # bytes that nobody asked for: what follows could not be trusted
+            if _opens_http2(data):
+                self.http2 = True
+            elif not data.startswith(_TIRED):
                 self._owner.distrust()
             self._transport.abort()
             return
-        ask, size = self._ask, self._size
+        size = self._size
         self._touched = True
         self._raw += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self._whole:
-                what = self._refusal or f"sent what is not http/1.1: {str(error).lower() or 'an upgrade'}"
-                self._fail("protocol", f"{self._owner.peer} {what}")
+                self.http2 = self._raw == len(data) and _opens_http2(data)
+                self._fail("protocol", f"{self._owner.peer} {self._what_is_wrong(error)}")
                 return
             self._keep = False
         if self._whole:
             self._finish()
-        elif self._size > size:
+            return
+        if self._size > size:
             self._raw = 0
-        elif self._raw > self._owner.bounds.head:  # head, chunk extensions or trailers without end
+        elif self._raw > self._bounds.head:  # head, chunk extensions or trailers without end
             self._fail("protocol", f"{self._owner.peer} sent {self._too_long()}")
-        if ask.phases is not None:
+        phases = self._ask.phases
+        if phases is not None:
             self._active_at = monotonic()
-            self.deadline = self._active_at + ask.phases.read
+            self.deadline = self._active_at + phases.read
 
     def eof_received(self) -> None:
         """The peer sends no more: settle at once, even where our own bytes are still waiting to go."""
@@ -210,7 +229,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Take the status, and hold the cap on the size of the head."""
-        cap = self._owner.bounds.head
+        cap = self._bounds.head
         if self._raw > cap and sum(len(name) + len(value) + 4 for name, value in self._headers) > cap:
             self._refuse(f"sent {self._too_long()}")
         self._status = self._parser.get_status_code()
@@ -222,7 +241,7 @@ class Connection(asyncio.Protocol):
         """Collect a part of the body, up to the cap."""
         self._parts.append(body)
         self._size += len(body)
-        if self._size > self._owner.bounds.body:
+        if self._size > self._bounds.body:
             self._refuse(f"sent more than {_mebibytes(self._owner.bounds.body)} of answer")
 
     def on_message_complete(self) -> None:
@@ -242,17 +261,22 @@ class Connection(asyncio.Protocol):
         self._refusal = what
         raise Refused
 
+    def _what_is_wrong(self, error: Exception) -> str:
+        if self.http2:
+            return HTTP2_ONLY
+        return self._refusal or f"sent what is not http/1.1: {str(error).lower() or 'an upgrade'}"
+
     def _too_long(self) -> str:
         return f"more than {self._owner.bounds.head // 1024} KiB of headers"
 
     def _finish(self) -> None:
-        future, self._future = self._future, None
+        future, self.waiting = self.waiting, None
         assert future is not None
         self._owner.sweeper.forget(self)
         parts, headers = self._parts, self._headers
         content = b"" if self._ask.bodiless else parts[0] if len(parts) == 1 else b"".join(parts)
         self._ask, self._parts, self._headers = NOTHING, [], []  # an idle connection holds no bodies
-        if self._keep and not self._transport.get_write_buffer_size() and self.alive:
+        if self._keep and not self._transport.get_write_buffer_size():
             self._owner.keep(self)
         else:  # closing, or answered before the whole request was sent
             self._transport.abort()
@@ -260,7 +284,7 @@ class Connection(asyncio.Protocol):
             future.set_result(RawAnswer(self._status, headers, content))
 
     def _fail(self, kind: FailureKind, message: str) -> None:
-        future, self._future = self._future, None
+        future, self.waiting = self.waiting, None
         assert future is not None
         self._owner.sweeper.forget(self)
         unsent = self._transport.get_write_buffer_size()
@@ -268,10 +292,10 @@ class Connection(asyncio.Protocol):
         ambiguous = unsent == 0 or unsent < self._ask.body
         self._transport.abort()
         if not future.done():
-            future.set_result(Failed(kind, message, stale=stale, ambiguous=ambiguous))
+            future.set_result(Failed(kind, message, stale=stale, ambiguous=ambiguous, http2=self.http2))
 
     def _end(self, exc: Exception | None) -> None:
-        if self._future is None:
+        if self.waiting is None:
             return
         peer = self._owner.peer
         if exc is not None:
@@ -294,6 +318,11 @@ class Connection(asyncio.Protocol):
             if name == b"transfer-encoding" and value.lower().rstrip().endswith(b"chunked"):
                 return False
         return True
+
+
+def _opens_http2(data: bytes) -> bool:
+    """Whether a server's first bytes are SETTINGS or GOAWAY, which open HTTP/2 (RFC 9113, 3.4 and 4.1)."""
+    return len(data) >= 9 and data[0] == 0 and data[3] in (4, 7) and data[5:9] == bytes(4)
 
 
 def _mebibytes(size: int) -> str:

@@ -12,10 +12,12 @@ from typing import Any
 
 import httpx
 
-from batchllm.errors import Disconnected, TimedOut
+from batchllm.errors import Disconnected, RouteGone, TimedOut
 from batchllm.transport import head
 from batchllm.transport.endpoint import Answer
 from batchllm.transport.exchange import Bounds
+from batchllm.transport.protocol import HTTP2_ONLY
+from batchllm.transport.tls import no_common_protocol
 
 
 class StockEndpoint:
@@ -32,7 +34,7 @@ class StockEndpoint:
         self._free = asyncio.Semaphore(bounds.limit)
 
     async def post(self, body: bytes, *, headers: Mapping[str, str] | None = None, timeout: float) -> Answer:
-        """As `Endpoint.post`: the whole answer whatever its status; raises TimedOut and Disconnected."""
+        """As `Endpoint.post`: the whole answer whatever its status, and the same errors."""
         for name, value in (headers or {}).items():
             head.check_header(name, value)
         merged = self._headers | {name.lower(): value for name, value in (headers or {}).items()}
@@ -48,13 +50,16 @@ class StockEndpoint:
             async with self._free, asyncio.timeout(timeout):
                 return await self._whole(request)
         except (httpx.TimeoutException, TimeoutError) as error:
-            raise TimedOut(self._late(error, steps, timeout), ambiguous=_left(steps)) from None
+            ambiguous = _may_have_left(steps, error)
+            raise TimedOut(self._late(error, steps, timeout), ambiguous=ambiguous) from None
         except (httpx.TransportError, httpx.DecodingError) as error:
-            touched = "http11.receive_response_headers.complete" in steps
+            if no_common_protocol(error):
+                raise RouteGone(f"{self._peer} {HTTP2_ONLY}", "pip install 'httpx[http2]'") from None
+            touched = _any(steps, "receive_response_headers.complete")
             fresh = "connection.connect_tcp.started" in steps
             text = f"no whole answer from {self._peer}: {str(error).lower() or 'the connection broke'}"
             stale = _left(steps) and not touched and not fresh
-            raise Disconnected(text, stale=stale, ambiguous=_left(steps)) from None
+            raise Disconnected(text, stale=stale, ambiguous=_may_have_left(steps, error)) from None
 
     async def _whole(self, request: httpx.Request) -> Answer:
         response = await self._client.send(request, stream=True)
@@ -72,12 +77,23 @@ class StockEndpoint:
     def _late(self, error: Exception, steps: set[str], seconds: float) -> str:
         if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout) or not _left(steps):
             return f"no connection to {self._peer} within {seconds:g} s"
-        if "http11.send_request_body.complete" not in steps:
+        if not _any(steps, "send_request_body.complete"):
             return f"sending to {self._peer} not done after {seconds:g} s"
-        if "http11.receive_response_headers.complete" not in steps:
+        if not _any(steps, "receive_response_headers.complete"):
             return f"no answer from {self._peer} within {seconds:g} s"
         return f"answer from {self._peer} not whole after {seconds:g} s"
 
 
 def _left(steps: set[str]) -> bool:
-    return "http11.send_request_body.started" in steps
+    return _any(steps, "send_request_body.started")
+
+
+def _may_have_left(steps: set[str], error: Exception) -> bool:
+    """Whether bytes of the body may have left; a transport of the user's may tell no steps at all."""
+    if steps:
+        return _left(steps)
+    return not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+
+
+def _any(steps: set[str], step: str) -> bool:
+    return f"http11.{step}" in steps or f"http2.{step}" in steps

@@ -26,20 +26,23 @@ class Timed(Protocol):
 
 
 class Sweeper:
-    """Watches deadlines; `idlers` are asked at each sweep to close what idled, and say when they are due."""
+    """Watches deadlines; `idlers` are asked at each sweep to close what idled, and say when they are due.
 
-    __slots__ = ("_due", "_timer", "_watched", "idlers")
+    `due` is when the next sweep comes, in seconds of the monotonic clock; infinite where there is none.
+    """
+
+    __slots__ = ("_timer", "_watched", "due", "idlers")
 
     def __init__(self) -> None:
         self.idlers: list[Callable[[float], float]] = []
         self._watched: set[Timed] = set()
-        self._due = math.inf
+        self.due = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, timed: Timed) -> None:
         """Call `timed.expire` once its deadline has passed, within about 10 ms, until it is forgotten."""
         self._watched.add(timed)
-        if timed.deadline < self._due:
+        if timed.deadline < self.due:
             self.wake_by(timed.deadline)
 
     def forget(self, timed: Timed) -> None:
@@ -48,10 +51,10 @@ class Sweeper:
 
     def wake_by(self, due: float) -> None:
         """Sweep at this monotonic time at the latest."""
-        if due >= self._due:
+        if due >= self.due:
             return
         self.stop()
-        self._due = due
+        self.due = due
         delay = max(due - monotonic(), 0.0)
         self._timer = asyncio.get_running_loop().call_later(delay, self._sweep)
 
@@ -60,11 +63,11 @@ class Sweeper:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
-        self._due = math.inf
+        self.due = math.inf
 
     def _sweep(self) -> None:
         self._timer = None
-        self._due = math.inf
+        self.due = math.inf
         now = monotonic()
         for timed in [timed for timed in self._watched if timed.deadline <= now]:
             timed.expire(now)

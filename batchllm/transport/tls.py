@@ -26,7 +26,9 @@ class Resuming(ssl.SSLObject):
         """Begin or go on with the handshake."""
         if not self._offered:
             self._offered = True
-            self.session = self.sessions.get(self.server_hostname)
+            session = self.sessions.get(self.server_hostname)
+            if session is not None:
+                self.session = session
         super().do_handshake()
 
     def remember(self) -> None:
@@ -46,6 +48,11 @@ def client_context() -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     context.sslobject_class = type("Resuming", (Resuming,), {"sessions": {}})
     return context
+
+
+def no_common_protocol(error: Exception) -> bool:
+    """Whether the server ended the handshake because it doesn't speak HTTP/1.1 (RFC 7301, 3.2)."""
+    return "no application protocol" in str(error).lower().replace("_", " ")
 
 
 def remember(tls: object) -> None:

@@ -33,7 +33,7 @@ class Peer:
     def head(self) -> bytes:
         """Read up to the end of the next request's headers."""
         while b"\r\n\r\n" not in self._buffer:
-            self._buffer += self._read()
+            self._buffer += self.read()
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         return head
 
@@ -46,7 +46,7 @@ class Peer:
             if name.lower() == b"content-length":
                 length = int(value)
         while len(self._buffer) < length:
-            self._buffer += self._read()
+            self._buffer += self.read()
         body, self._buffer = self._buffer[:length], self._buffer[length:]
         whole = head + b"\r\n\r\n" + body
         self._server.requests.append(whole)
@@ -69,14 +69,15 @@ class Peer:
         """Wait until the client has closed the connection."""
         with suppress(Gone):
             while True:
-                self._read()
+                self.read()
 
     def reset(self) -> None:
         """Close so that the client gets a reset."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
-    def _read(self) -> bytes:
+    def read(self) -> bytes:
+        """Whatever comes next; raises Gone at the end."""
         data = self.sock.recv(65536)
         if not data:
             raise Gone

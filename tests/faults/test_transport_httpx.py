@@ -310,3 +310,44 @@ def test_no_free_connection_in_time_is_httpx_pool_timeout_and_costs_no_place(run
                 assert transport.pool(Origin(False, "127.0.0.1", server.port)).free == 1
 
         run(main)
+
+
+def test_the_slow_path_is_noted_with_its_reason(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "batchllm")
+
+    async def opened(**given: Any) -> None:
+        async with open_endpoint("http://api.test/", {}, limit=1, **given):
+            pass
+
+    async def main() -> None:
+        await opened()
+        assert not caplog.records
+        await opened(http="stock")
+        await opened(transport=httpx.AsyncHTTPTransport())
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+        await opened()
+
+    run(main)
+    reasons = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert reasons == ["as asked", "as asked", "a proxy is set"]
+    assert all("which is slow" in record.getMessage() for record in caplog.records)
+
+
+def test_a_failure_of_a_transport_that_tells_no_steps_counts_as_maybe_executed(run: Run) -> None:
+    class Silent(httpx.AsyncBaseTransport):
+        def __init__(self, error: type[httpx.TransportError]) -> None:
+            self._error = error
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            raise self._error("broken", request=request)
+
+    async def main() -> None:
+        for error, ambiguous in ((httpx.ReadError, True), (httpx.ConnectError, False)):
+            async with open_endpoint("http://api.test/", {}, limit=1, transport=Silent(error)) as endpoint:
+                with pytest.raises(Disconnected) as caught:
+                    await endpoint.post(b"{}", timeout=10)
+                assert (caught.value.ambiguous, caught.value.stale) == (ambiguous, False)
+
+    run(main)

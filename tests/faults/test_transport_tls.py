@@ -221,3 +221,74 @@ def test_trusted_certificates_that_cannot_be_read_are_a_matter_of_configuration(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
     with pytest.raises(ConfigError, match="can't read the trusted certificates"):
         Transport().endpoint("https://api.test/v1", {})
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("ending", [b"", b"connection: close\r\n"])
+def test_a_later_connection_resumes_the_session_of_an_earlier_one(
+    run: Run, certificate: Path, version: ssl.TLSVersion, ending: bytes
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    context.maximum_version = version
+    reused: list[bool | None] = []
+
+    def script(peer: Peer) -> None:
+        assert isinstance(peer.sock, ssl.SSLSocket)
+        reused.append(peer.sock.session_reused)
+        peer.answer(b"HTTP/1.1 200 OK\r\n" + ending + b"content-length: 2\r\n\r\n{}")
+
+    with FaultServer(script, context) as server:
+
+        async def main() -> None:
+            transport = Transport()
+            endpoint = transport.endpoint(server.url, {})
+            pool = transport.pool(Origin(True, "127.0.0.1", server.port))
+            for _ in range(3):
+                assert (await endpoint.post(b"{}", timeout=10)).content == b"{}"
+                while pool._open:  # the server closes after each answer
+                    await anyio.sleep(0.001)
+            await transport.aclose()
+
+        run(main)
+    assert reused == [False, True, True]
+
+
+def test_a_session_that_the_server_does_not_know_costs_a_whole_handshake_and_no_request(
+    run: Run, certificate: Path
+) -> None:
+    """Servers forget: each connection comes to another context here, with ticket keys of its own."""
+    contexts = []
+    for _ in range(3):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+        contexts.append(context)
+    spare = iter(contexts[1:])
+
+    def another(sock: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        sock.context = next(spare, contexts[0])
+
+    with FaultServer(lambda peer: peer.answer(), contexts[0]) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        contexts[0].sni_callback = another
+
+        async def main() -> None:
+            transport = Transport()
+            endpoint = transport.endpoint(url, {})
+            pool = transport.pool(Origin(True, "localhost", server.port))
+            for _ in range(3):
+                assert (await endpoint.post(b"{}", timeout=10)).content == b"{}"
+                while pool._open:
+                    await anyio.sleep(0.001)
+            await transport.aclose()
+
+        run(main)
+        assert server.connections == 3
+
+
+def test_all_origins_of_a_transport_share_one_context() -> None:
+    transport = Transport()
+    for host in ("one.test", "two.test"):
+        transport.endpoint(f"https://{host}/v1", {})
+    assert transport._context() is transport._context()
+    assert transport._context().sslobject_class is not Transport()._context().sslobject_class

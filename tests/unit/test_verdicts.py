@@ -1,46 +1,86 @@
-"""The verdict table against bodies recorded from the providers' documents (tests/data/verdicts.jsonl)."""
+"""The verdict table against bodies recorded from the providers' documents (tests/data/verdicts.jsonl).
+
+A line holds an answer as it comes over the wire, whether its route has answered others, and what it means:
+`error` (none for an answer to be read, then its `finish`), `cause`, and `retry_after` where one is named.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batchllm.errors import AuthFailed, BadReply, CallError, Overloaded, RateLimited, RecordError, RouteGone
+from batchllm.errors import (
+    AuthFailed,
+    BatchError,
+    CallError,
+    FatalError,
+    Overloaded,
+    RateLimited,
+    RecordError,
+    RouteGone,
+)
+from batchllm.model import Reply
+from batchllm.providers.chat import read_answer
 from batchllm.providers.complaints import Complaint, read, retry_after, shown
-from batchllm.providers.rules import RULES
+from batchllm.providers.rules import ANYTHING_ELSE, RULES
 from batchllm.providers.verdicts import Case, row, under_ok, verdict
 
 NOW = 1_700_000_000.0
 RECORDED = Path(__file__).parents[1] / "data" / "verdicts.jsonl"
 CASES = [json.loads(line) for line in RECORDED.read_text(encoding="utf-8").splitlines()]
+SERVICES = {"openai", "azure", "anthropic", "gemini", "mistral", "vllm", "ollama", "litellm", "gateway"}
+BRANCHES = {"AuthFailed", "QuotaGone", "RouteGone", "TooLarge", "Refused", "RateLimited", "Overloaded"}
 
 
-def judged(case: dict[str, Any]) -> Any:
-    return verdict(case["status"], case["headers"], case["body"].encode(), proven=case["proven"], now=NOW)
+def judged(case: dict[str, Any]) -> BatchError | Reply:
+    """What a recorded answer becomes: the verdict, the error under 2xx, or the answer read."""
+    status, headers, body, proven = case["status"], case["headers"], case["body"].encode(), case["proven"]
+    error = verdict(status, headers, body, proven=proven, now=NOW)
+    if error is not None:
+        return error
+    try:
+        return read_answer(status, headers, body, model="m", now=NOW, proven=proven)
+    except BatchError as found:
+        return found
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['provider']}: {case['name']}")
 def test_a_recorded_answer_means_what_the_oracle_says(case: dict[str, Any]) -> None:
-    error, expect = judged(case), case["expect"]
-    if expect["error"] == "none":
-        assert error is None
+    met, expect = judged(case), case["expect"]
+    if isinstance(met, Reply):
+        assert (expect["error"], expect["finish"]) == ("none", met.finish)
         return
-    assert type(error).__name__ == expect["error"]
-    if "cause" in expect:
-        assert error.cause == expect["cause"]
-    if isinstance(error, CallError):
-        assert error.retry_after == pytest.approx(expect.get("retry_after"))
-    if isinstance(error, CallError | RecordError):
-        assert error.status == case["status"]
+    assert type(met).__name__ == expect["error"]
+    if isinstance(met, FatalError):
+        assert set(expect) == {"error"}
+        return
+    assert isinstance(met, CallError | RecordError)
+    assert (met.cause, met.status) == (expect["cause"], case["status"])
+    if isinstance(met, CallError):
+        assert met.retry_after == pytest.approx(expect.get("retry_after"))
+
+
+def test_the_record_covers_every_service_branch_and_shape_without_repeating_itself() -> None:
+    assert len(CASES) >= 120
+    assert {case["provider"] for case in CASES} >= SERVICES
+    assert {case["expect"]["error"] for case in CASES} == BRANCHES | {"BadReply", "none"}
+    shapes = {read(case["body"].encode(), case["headers"].get("content-type", "")).form for case in CASES}
+    assert shapes == {"json", "html", "text", "empty"}
+    named = Counter((case["provider"], case["name"]) for case in CASES)
+    sent = Counter(
+        json.dumps([case[part] for part in ("status", "headers", "body", "proven")]) for case in CASES
+    )
+    assert [*(named - Counter(set(named))), *(sent - Counter(set(sent)))] == []
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['provider']}: {case['name']}")
 def test_every_message_is_one_short_line_with_the_status(case: dict[str, Any]) -> None:
     error = judged(case)
-    if error is not None:
+    if isinstance(error, BatchError):
         assert str(case["status"]) in error.message
         assert len(error.message) <= 300
         assert error.message.isprintable()
@@ -53,7 +93,30 @@ def test_every_row_is_the_first_that_fits_some_recorded_answer() -> None:
         complaint = read(case["body"].encode(), case["headers"].get("content-type", ""))
         at = case["status"]
         reached.append(row(Case(at, at, case["headers"], complaint, case["proven"], NOW, None)))
-    assert [rule for rule in RULES if rule not in reached] == []
+    assert [rule for rule in (*RULES, ANYTHING_ELSE) if rule not in reached] == []
+
+
+@pytest.mark.parametrize("status", [100, 418, 508, 599, 700, 999])
+def test_a_status_that_nobody_knows_gets_the_safe_verdict_and_is_marked_as_unknown(status: int) -> None:
+    error = verdict(status, {}, b'{"error":{"message":"odd","code":"E_17"}}', now=NOW)
+    assert isinstance(error, Overloaded | RecordError)
+    assert isinstance(error, RecordError) == (400 <= status < 500)
+    assert error.cause == "unknown"
+
+
+def test_a_400_that_quotes_the_records_text_does_not_stop_the_run() -> None:
+    for quoted in (
+        "this account was disabled",
+        "insufficient_quota",
+        "The plain HTTP request was sent to HTTPS port",
+        "user location is not supported",
+        "my client does not support chat",
+        "please enable billing on your project",
+    ):
+        error = verdict(
+            400, {}, json.dumps({"error": {"message": f"can't read: {quoted}"}}).encode(), now=NOW
+        )
+        assert isinstance(error, RecordError)
 
 
 def test_the_providers_own_words_are_in_the_message() -> None:
@@ -154,6 +217,10 @@ def test_a_wrong_path_is_answered_with_a_hint_about_the_base_url() -> None:
         ("Please try again in 1.5s.", 1.5),
         ("Please try again in 6m0s. Visit us", 360),
         ("try again in 1h2m3s", 3723),
+        ("Please try again in 1m2.5s.", 62.5),
+        ("try again in about 5 minutes", 300),
+        ("Your quota will reset after 3h20m.", 12000),
+        ("try again in " + "9" * 400 + "s", None),
         ("Please retry after 6 seconds.", 6),
         ("please try again in 2 minutes", 120),
         ("Please retry in 20.04466179s.", 20.04466179),
@@ -177,6 +244,7 @@ def test_a_wait_is_read_from_the_words(said: str, seconds: float | None) -> None
         ({"retry-after": "30s"}, 30),
         ({"retry-after": "Tue, 14 Nov 2023 22:13:50 GMT"}, 30),
         ({"retry-after": "Tue, 14 Nov 2023 22:13:50"}, 30),
+        ({"retry-after": "2023-11-14T22:13:50Z"}, 30),
         ({"llm_provider-retry-after": "4"}, 4),
         ({"retry-after": "2", "llm_provider-retry-after": "4"}, 2),
         ({"retry-after-ms": "x", "retry-after": "7"}, 7),
@@ -187,34 +255,8 @@ def test_a_wait_is_read_from_the_headers(headers: dict[str, str], seconds: float
     assert retry_after(headers, read(b""), NOW) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize(
-    ("document", "kind"),
-    [
-        ({"error": {"code": 502, "message": "Provider returned error"}}, "Overloaded"),
-        ({"error": {"code": "429", "message": "wait"}}, "RateLimited"),
-        (
-            {"error": {"message": "no", "type": "insufficient_quota", "code": "insufficient_quota"}},
-            "QuotaGone",
-        ),
-        ({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, "Overloaded"),
-        ({"error": {"message": "too long", "code": "context_length_exceeded"}}, "TooLarge"),
-        ({"error": {"message": "bad", "type": "invalid_request_error"}}, "Refused"),
-        ([{"error": {"status": "RESOURCE_EXHAUSTED", "message": "wait"}}], "RateLimited"),
-        ({"object": "error", "message": "no such model", "type": "NotFoundError", "code": 404}, "RouteGone"),
-        ({"error": "something odd"}, "BadReply"),
-        ({"error": True}, "BadReply"),
-    ],
-)
-def test_an_error_object_under_200_means_what_its_own_code_says(document: Any, kind: str) -> None:
-    error = under_ok(document, {}, now=NOW)
-    assert type(error).__name__ == kind
-    assert "200" in error.message
-
-
-def test_an_unknown_error_under_200_is_tried_again_under_a_cause_of_its_own() -> None:
+def test_an_unknown_error_under_200_shows_the_providers_words() -> None:
     error = under_ok({"error": "something odd"}, {}, now=NOW)
-    assert isinstance(error, BadReply)
-    assert error.cause == "error_object"
     assert error.message == "the provider answered 200 with an error: something odd"
 
 

@@ -99,6 +99,7 @@ def test_key_and_address_come_from_the_variables_of_the_provider_unless_others_a
     assert (plain.spec.key, plain.spec.base_url) == ("k1", "http://theirs/v1")
     assert (other.spec.key, other.spec.base_url) == ("k2", "http://mine/v1")
     assert keyless.spec.key is None
+    assert (keyless.spec.http, chosen(model="fake/echo", http="stock").spec.http) == ("own", "stock")
 
 
 @pytest.mark.parametrize(

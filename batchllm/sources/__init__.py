@@ -334,12 +334,12 @@ class JsonlSource:
     def _judge(self, line: Line) -> None:
         """Refuse a pipe whose first line says that it holds something else."""
         self._unjudged = False
-        refused = refusal(self._paths[self._file], line.data + b"\n" + self._lines.ahead(), piped=True)
+        start = b"\n" if line.start else b""  # behind which no byte-order mark is taken for one
+        head = start + line.data + b"\n" + self._lines.ahead()
+        refused = refusal(self._paths[self._file], head, piped=True)
         if refused is None:
             return
-        if self.records == self._start.seq:
-            raise refused
-        raise InputFailed(refused.message, refused.hint)
+        raise refused if self.records == self._start.seq else InputFailed(refused.message, refused.hint)
 
     def _place(self, offset: int, line: int) -> Position:
         return Position(self._file, offset, line, self.records)

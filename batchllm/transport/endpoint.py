@@ -68,9 +68,9 @@ class Endpoint:
 
     def _answer(self, raw: RawAnswer) -> Answer:
         status, lines, content = raw
-        names, headers = self._names, dict[str, str]()
+        headers: dict[str, str] = {}
         for name, value in lines:
-            key = names.get(name)
+            key = self._names.get(name)
             if key is None:
                 key = self._name(name)
             text = value.decode("latin-1")

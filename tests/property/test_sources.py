@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 import orjson
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batchllm.model import Dead, Position, Record
@@ -132,6 +132,7 @@ def test_records_and_every_resume_from_a_place_equal_a_naive_reading(
 
 @settings(max_examples=40, deadline=None)
 @given(contents(), st.lists(st.integers(1, 40), min_size=1))
+@example(b"\n\xef\xbb\xbf\n[1]\n", [1])
 def test_a_pipe_gives_the_same_records_however_its_bytes_come(content: bytes, sizes: list[int]) -> None:
     first = content.removeprefix(BOM).lstrip()
     if first[:1] in (b"[", b"\xff"):

@@ -47,7 +47,9 @@ class Job:
         messages = [{"role": "user", "content": PROMPT + self.record["text"]}]
         headers = {"Authorization": "Bearer none"}
         try:
-            async with session.post(url, headers=headers, json={"model": "bench", "messages": messages}) as reply:
+            async with session.post(
+                url, headers=headers, json={"model": "bench", "messages": messages}
+            ) as reply:
                 answer = await reply.json()
                 if reply.status == 429:
                     tally.refused_at = time.time()

@@ -9,7 +9,7 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -22,14 +22,15 @@ PROMPT = "Classify this customer question into one of 77 categories.\nQuestion: 
 class Asking(asyncio.Protocol):
     """One connection that asks for one record after the other until there is none left."""
 
-    def __init__(self, lines: Iterator[bytes], head: bytes, output: BinaryIO, over: asyncio.Future[None]) -> None:
+    def __init__(
+        self, lines: Iterator[bytes], head: bytes, output: BinaryIO, over: asyncio.Future[None]
+    ) -> None:
         self._lines, self._head, self._output, self._over = lines, head, output, over
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._ask()
 
     def _ask(self) -> None:

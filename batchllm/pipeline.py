@@ -53,28 +53,18 @@ class Pipeline:
         trail = Trail()
         if self._record_timeout is not None:
             trail.deadline = time.monotonic() + self._record_timeout
-        outcome = None
+        outcome: Outcome | None = None
         try:
-            outcome = await self._settle(record, trail)
-            return outcome
+            reply = await self._stack.complete(self._request(record), trail)
+            outcome = Done(record, reply, trail, time.time())
+        except (FatalError, Stopped):
+            raise
+        except Exception as error:
+            outcome = Dead(record, _failure(error), trail, time.time())
         finally:
             if outcome is None and trail.attempts:
                 emit(_spent(record, trail))
-
-    async def _settle(self, record: Record, trail: Trail) -> Outcome:
-        try:
-            request = self._request(record)
-            reply = await self._stack.complete(request, trail)
-        except (FatalError, Stopped):
-            raise
-        except RecordError as error:
-            return Dead(record, _failure(error), trail, time.time())
-        except BatchError as error:
-            return Dead(record, Failure("internal", type(error).__name__, error.message), trail, time.time())
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            return Dead(record, Failure("internal", type(error).__name__, message), trail, time.time())
-        return Done(record, reply, trail, time.time())
+        return outcome
 
     def _request(self, record: Record) -> Request:
         assert record.data is not None  # a Record without data is inside a Dead and never comes here
@@ -92,7 +82,12 @@ def _spent(record: Record, trail: Trail) -> Note:
     return Note("spent", {"seq": record.seq, "calls": len(trail.attempts), "usage": usage})
 
 
-def _failure(error: RecordError) -> Failure:
+def _failure(error: Exception) -> Failure:
+    name = type(error).__name__
+    if not isinstance(error, RecordError):
+        return Failure(
+            "internal", name, error.message if isinstance(error, BatchError) else f"{name}: {error}"
+        )
     return Failure(
         kind=error.kind,
         cause=error.cause,

@@ -22,6 +22,8 @@ from batchllm.errors import ConfigError, LedgerFailed
 
 _sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 _FLAGS = os.O_RDWR | os.O_APPEND
+_NEAR = 1 << 14
+"""Bytes that are read at once where less is wanted, since lines are mostly read one after the other."""
 _PIECE = 1 << 16
 """Bytes of one write to stdout, so that `length` tells whether its reader still takes anything."""
 
@@ -38,6 +40,7 @@ class JsonlFile:
         self._fd: int | None = None
         self._made = False
         self._length = 0
+        self._near = (0, b"")
         try:
             self._open(create=not lazy)
         except FileNotFoundError as error:
@@ -61,6 +64,7 @@ class JsonlFile:
         Where it fails, what was written of them is cut off again, if the disk lets us.
         """
         before = self._length
+        self._near = (0, b"")
         try:
             fd = self._open(create=True)
             view = memoryview(b"".join(lines))
@@ -92,6 +96,7 @@ class JsonlFile:
             raise ValueError(f"{self.path} has {self._length} bytes, not {length}")
         if self._fd is None:
             return
+        self._near = (0, b"")
         try:
             os.ftruncate(self._fd, length)
         except OSError as error:
@@ -99,7 +104,17 @@ class JsonlFile:
         self._length = length
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset`; fewer at the end only."""
+        """Up to `size` bytes from `offset`; fewer at the end only. What lies close behind is read along."""
+        start, block = self._near
+        if start <= offset and offset + size <= start + len(block):
+            return block[offset - start : offset - start + size]
+        if size < _NEAR:
+            block = self._read(offset, _NEAR)
+            self._near = (offset, block)
+            return block[:size]
+        return self._read(offset, size)
+
+    def _read(self, offset: int, size: int) -> bytes:
         pieces: list[bytes] = []
         try:
             while self._fd is not None and size > 0 and (piece := os.pread(self._fd, size, offset)):
@@ -118,6 +133,7 @@ class JsonlFile:
 
     def close(self) -> None:
         """Close the file; nothing is synced."""
+        self._near = (0, b"")
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

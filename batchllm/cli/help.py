@@ -1,8 +1,8 @@
 """How commands with many options show and take them, without what makes that slow in Typer.
 
 Help is plain text in sections, since Typer's panels need Rich's markdown; and values are taken as they were
-typed, since Typer converts them through pydantic. Either takes longer to import than the rest of the program's
-start. What a value means is the business of the table of settings.
+typed, since Typer converts them through pydantic. Either takes longer to import than all the rest of a start.
+What a value means is the business of the table of settings.
 """
 
 from __future__ import annotations

@@ -49,20 +49,12 @@ class Entry(NamedTuple):
 
 def pack(entry: Entry, line: bytes, generation: int) -> bytes:
     """The entry's bytes for this line."""
+    unit, number, digest, kind, opens, calls, _, at, latency, sent, made, cached, cost, _ = entry
+    if calls > 0xFFFF or max(sent, made, cached) > 0xFFFFFFFF:
+        calls = min(calls, 0xFFFF)
+        sent, made, cached = (min(tokens, 0xFFFFFFFF) for tokens in (sent, made, cached))
     fields = _FIELDS.pack(
-        entry.unit,
-        entry.number,
-        entry.digest,
-        entry.kind,
-        entry.opens,
-        min(entry.calls, 0xFFFF),
-        len(line),
-        entry.at,
-        entry.latency,
-        min(entry.input_tokens, 0xFFFFFFFF),
-        min(entry.output_tokens, 0xFFFFFFFF),
-        min(entry.cached_tokens, 0xFFFFFFFF),
-        entry.cost,
+        unit, number, digest, kind, opens, calls, len(line), at, latency, sent, made, cached, cost
     )
     return fields + _CRC.pack(crc32(line, crc32(fields, generation)))
 

@@ -19,23 +19,34 @@ class Resuming(ssl.SSLObject):
     A server that doesn't take it goes through the whole handshake, as without it.
     """
 
-    sessions: dict[str | None, ssl.SSLSession]
-    _offered = False
+    sessions: dict[str | None, ssl.SSLSession | None]
+    """By host name; None where a server's can't be resumed. One context's, so of one and the same trust."""
+    _begun = False
+    _offered: ssl.SSLSession | None = None
 
     def do_handshake(self) -> None:
         """Begin or go on with the handshake."""
-        if not self._offered:
-            self._offered = True
-            session = self.sessions.get(self.server_hostname)
-            if session is not None:
-                self.session = session
+        if not self._begun:
+            self._begun = True
+            self._offered = self.sessions.get(self.server_hostname)
+            if self._offered is not None:
+                self.session = self._offered
         super().do_handshake()
 
     def remember(self) -> None:
-        """Keep its session for later; under TLS 1.3 tickets come with the first answer, not before."""
+        """Keep its session where there is none yet, or the one that was offered is no longer taken.
+
+        Each look at a session copies it for some 0.3 ms, so what was resumed is offered again as it is.
+        Under TLS 1.3 tickets come with the first answer, not before.
+        """
+        host = self.server_hostname
+        if self.session_reused:
+            return
+        if host in self.sessions and (self._offered is None or self.sessions[host] is not self._offered):
+            return
         session = self.session
-        if session is not None and (session.has_ticket or session.id):
-            self.sessions[self.server_hostname] = session
+        resumable = session is not None and (session.has_ticket or session.id)
+        self.sessions[host] = session if resumable else None
 
 
 def client_context() -> ssl.SSLContext:

@@ -7,6 +7,7 @@ failed. docs/performance.md says what the figures are.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import platform
 import sys
 import tempfile
@@ -68,6 +69,8 @@ def main() -> int:
         if wrong:
             parser.error(f"no phase {wrong[0]}; there are {', '.join(known)}")
         print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+        quick = "there" if importlib.util.find_spec("jsonschema_rs") else "not installed"
+        print(f"jsonschema-rs, the optional check before jsonschema: {quick}")
         print(f"speed now {REFERENCE_S / calibrate():.2f} × the reference; {plan.rounds} rounds")
         try:
             for name in given.names or known:

@@ -91,8 +91,194 @@ def outcomes() -> list[Outcome | Note]:
     """Settled records, as the engine hands them on."""
     made: list[Outcome | Note] = []
 
-    async def table(url: str, wanted: Sequence[str] = ()) -> Iterator[tuple[str, float]]:
-    """Each piece whose name has one of the `wanted` words, or every piece, and its cost; `url` is the endpoint's."""
+    async def main() -> None:
+        provider, _ = stack(Stop())
+        work = pipeline(provider)
+        for n in range(COUNT):
+            made.append(await work(record(n), lambda note: None))
+
+    anyio.run(main)
+    return made
+
+
+_spent: list[float] = []
+
+
+@contextmanager
+def measured() -> Iterator[None]:
+    """Count the CPU of what happens inside towards the piece."""
+    start = time.process_time()
+    yield
+    _spent.append(time.process_time() - start)
+
+
+def each(call: Callable[[int], object]) -> Callable[[Path], None]:
+    """A piece that is called once a record."""
+
+    def run(folder: Path) -> None:
+        with measured():
+            for n in range(COUNT):
+                call(n)
+
+    return run
+
+
+def in_loop(main: Callable[[Path], Awaitable[None]]) -> Callable[[Path], None]:
+    """A piece that needs the event loop."""
+    return lambda folder: anyio.run(main, folder, backend_options={"use_uvloop": True})
+
+
+async def read_input(folder: Path) -> None:
+    """Blocks → lines → Records."""
+    path = folder / "in.jsonl"
+    path.write_bytes(b"".join(record(n).line + b"\n" for n in range(COUNT)))
+    with measured():
+        async for _ in JsonlSource([str(path)]).chunks():
+            pass
+
+
+async def the_layers(folder: Path) -> None:
+    """Structured, Retrying, Gated and Traced around a ready reply, judged with the schema."""
+    provider, _ = stack(Stop())
+    request = Request("bench", {"messages": [{"role": "user", "content": TEXT}]}, "k", SCHEMA)
+    with measured():
+        for _ in range(COUNT):
+            await provider.complete(request, Trail())
+
+
+async def the_pipeline(folder: Path) -> None:
+    """Rendering and the outcome around a ready reply, no layer."""
+    work = pipeline(Canned())
+    records = [record(n) for n in range(COUNT)]
+    with measured():
+        for one in records:
+            await work(one, lambda note: None)
+
+
+async def the_engine(folder: Path) -> None:
+    """Streams and workers around a process that only yields once."""
+    reply = await Canned().complete(None, Trail())  # type: ignore[arg-type]
+
+    async def process(record: Record, emit: Callable[[Note], None]) -> Outcome:
+        await anyio.lowlevel.checkpoint()
+        return Done(record, reply, Trail(), 0.0)
+
+    stop = Stop()
+    engine = Engine(process, workers_for(200), stop, FailureWatch(None), 4.0)
+    to_engine, inbox = anyio.create_memory_object_stream[Any](1)
+    to_ledger, outbox = anyio.create_memory_object_stream[Any](1)
+    chunks = [[record(n) for n in range(at, at + 1000)] for at in range(0, COUNT, 1000)]
+
+    async def feed() -> None:
+        async with to_engine:
+            for chunk in chunks:
+                await to_engine.send(chunk)
+
+    async def drain() -> None:
+        async for _ in outbox:
+            pass
+
+    with measured():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(feed)
+            tasks.start_soon(drain)
+            await engine.run(inbox, to_ledger)
+    outbox.close()
+
+
+def the_wire(url: str) -> Callable[[Path], None]:
+    """POSTs over loopback, 200 in flight, through the transport alone; the server has its own process."""
+
+    async def main(folder: Path) -> None:
+        body = encode({"model": "bench", "messages": [{"role": "user", "content": TEXT}]})
+        left = iter(range(COUNT))
+
+        async def work() -> None:
+            for n in left:
+                await endpoint.post(body, headers={"idempotency-key": str(n)}, timeout=60)
+
+        async with open_endpoint(url, {"authorization": "Bearer none"}, limit=200) as endpoint:
+            with measured():
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(200):
+                        tasks.start_soon(work)
+
+    return in_loop(main)
+
+
+def the_ledger(settled: list[Outcome | Note]) -> Callable[[Path], None]:
+    """Entries, lines, files and totals for what is settled."""
+
+    async def main(folder: Path) -> None:
+        place = RunFolder(str(folder / "out.jsonl"))
+        place.acquire()
+        sinks = {name: JsonlFile(str(folder / name), lazy=True) for name in ("output", "dead", "notes")}
+        journal = Journal(place, JsonlFile(str(place.index), lazy=True), dict(sinks))
+        state = journal.open()
+        ledger = Ledger(
+            sinks["output"],
+            sinks["dead"],
+            Shape(),
+            Summary(),
+            state.settled,
+            Stop(),
+            journal=journal,
+            durability="batch",
+            position=lambda seq: Position(seq=seq),
+        )
+        send, receive = anyio.create_memory_object_stream[list[Outcome | Note]](100)
+        with measured():
+            async with send:
+                for at in range(0, COUNT, 64):
+                    await send.send(settled[at : at + 64])
+            await ledger.drain(receive)
+        journal.close()
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.unlink()
+
+    return in_loop(main)
+
+
+def pieces(url: str) -> dict[str, Callable[[Path], None]]:
+    """Every piece by name."""
+    schema, prompt, settled = Schema.load(SCHEMA, "schema"), Prompt(PROMPT), outcomes()
+    text, data = json.dumps(ANSWER), record(0).data
+    assert data is not None
+    body = {"model": "bench", "messages": prompt.messages(data), "temperature": 0}
+    done = settled[0]
+    assert isinstance(done, Done)
+    summary = Summary()
+    return {
+        "read the input": in_loop(read_input),
+        "render the prompt": each(lambda n: prompt.messages(data)),
+        "encode the body": each(lambda n: encode(body)),
+        "read the answer": each(lambda n: read_answer(200, HEADERS, BODY, model="bench", now=0.0)),
+        "find the JSON": each(lambda n: find_json(text)),
+        "check the schema": each(lambda n: schema.violations(ANSWER)),
+        "the wire": the_wire(url),
+        "the layers": in_loop(the_layers),
+        "the pipeline": in_loop(the_pipeline),
+        "the engine": in_loop(the_engine),
+        "an output line": each(lambda n: output_line(done, Shape())),
+        "the totals": each(lambda n: summary.add(done)),
+        "the ledger": the_ledger(settled),
+    }
+
+
+def cost(piece: Callable[[Path], None]) -> float:
+    """Microseconds a record at the reference speed, the median of the rounds."""
+    took = []
+    with tempfile.TemporaryDirectory(prefix="batchllm-costs-") as folder:
+        for _ in range(ROUNDS):
+            _spent.clear()
+            _, factor = scaled(lambda: piece(Path(folder)))
+            took.append(sum(_spent) * factor * 1e6 / COUNT)
+    return statistics.median(took)
+
+
+def table(url: str, wanted: Sequence[str] = ()) -> Iterator[tuple[str, float]]:
+    """Name and cost of each piece, or of those with one of the `wanted` words; `url` is the endpoint's."""
     for name, piece in pieces(f"{url}/chat/completions").items():
         if not wanted or any(word in name for word in wanted):
             yield name, cost(piece)

@@ -142,7 +142,7 @@ class Bench:
         while True:
             net = Net(count, one, self.run(tool, count, url, concurrency))
             if net.seconds >= seconds / 4:
-                return max(500, round(net.rate * seconds, -2))
+                return max(500, round(net.rate * seconds))
             count *= 4
 
 

@@ -27,10 +27,51 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 _MADE_UP, _SEED = 5_000, 20260101
-_WORDS = (
-    "I my the a card account money transfer payment was not still have why did you can how top up pin cash "
-    "machine refund charged twice pending weeks ago order new stolen abroad rate exchange identity verify please"
-).split()
+_WORDS = [
+    *(
+        "I",
+        "my",
+        "the",
+        "a",
+        "card",
+        "account",
+        "money",
+        "transfer",
+        "payment",
+        "was",
+        "not",
+        "still",
+        "have",
+    ),
+    *(
+        "why",
+        "did",
+        "you",
+        "can",
+        "how",
+        "top",
+        "up",
+        "cash",
+        "machine",
+        "refund",
+        "charged",
+        "twice",
+        "weeks",
+    ),
+    *(
+        "ago",
+        "order",
+        "new",
+        "stolen",
+        "abroad",
+        "rate",
+        "exchange",
+        "identity",
+        "verify",
+        "please",
+        "pending",
+    ),
+]
 
 
 def questions() -> list[str]:

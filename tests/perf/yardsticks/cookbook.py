@@ -1,4 +1,4 @@
-"""A script in the manner of the OpenAI cookbook's parallel requests; `cookbook.py INPUT OUTPUT URL CONCURRENCY`.
+"""The way of the OpenAI cookbook's parallel requests; `cookbook.py INPUT OUTPUT URL CONCURRENCY`.
 
 aiohttp; a loop that wakes every millisecond, counts capacity in requests a minute and starts a task for the
 next request; a queue of those to try again; every result appended by opening the file.

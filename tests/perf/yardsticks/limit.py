@@ -64,8 +64,8 @@ async def main(given: str, output: str, url: str, concurrency: int) -> None:
     """Ask for every record."""
     loop, place = asyncio.get_running_loop(), urlsplit(url)
     head = (
-        f"POST {place.path}/chat/completions HTTP/1.1\r\nhost: {place.netloc}\r\nauthorization: Bearer none\r\n"
-        "content-type: application/json\r\ncontent-length: "
+        f"POST {place.path}/chat/completions HTTP/1.1\r\nhost: {place.netloc}\r\n"
+        "authorization: Bearer none\r\ncontent-type: application/json\r\ncontent-length: "
     ).encode()
     with Path(given).open("rb") as lines, Path(output).open("wb") as results:
         over = [loop.create_future() for _ in range(concurrency)]

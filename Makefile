@@ -1,12 +1,14 @@
 # make demo   a virtual environment, the embedded model, and the main job on samples/
 # make test   the same environment, and every test
 # make check  lint and types
+# make bench  what a record costs, beside what others reach (an environment of its own; QUICK=1, PHASES="hot wide")
 # make crash  jobs killed 500 times and more, at every step and at random moments (half an hour)
 # make crash-million  a million records killed 20 times, against the rehearsal server (RECORDS=… KILLS=…)
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+BENCH  := $(VENV)/bench
 
 .PHONY: demo test check crash crash-million bench clean
 
@@ -38,6 +40,16 @@ check: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(BENCH)/bench.installed: pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench-flexllm]' || \
+	  echo 'flexllm does not install here: it is left out'
+	touch $@
+
+bench: $(BENCH)/bench.installed
+	$(BENCH)/bin/python -m tests.perf.bench $(if $(QUICK),--quick) $(PHASES)
 
 crash: $(VENV)/dev.installed
 	$(BIN)/python -m tests.crash.sweep --kills $(or $(KILLS),500)

@@ -33,15 +33,21 @@ class Simulated:
         """The process id of the server."""
         return self.process.pid
 
-    def stats(self, *, ids: bool = False) -> dict[str, Any]:
-        """What the server has counted; with `ids` also how often each id was asked."""
-        with urllib.request.urlopen(f"{self.url}/stats{'?ids=1' if ids else ''}", timeout=30) as answer:
+    def stats(self, *, ids: bool = False, seconds: bool = False) -> dict[str, Any]:
+        """What the server has counted; also how often each id was asked, and what came in each second."""
+        query = f"ids={ids:d}&seconds={seconds:d}"
+        with urllib.request.urlopen(f"{self.url}/stats?{query}", timeout=30) as answer:
             found: dict[str, Any] = json.load(answer)
         return found
 
     def reset(self) -> None:
         """Make the server forget all requests."""
         urllib.request.urlopen(f"{self.url}/reset", data=b"", timeout=30).close()
+
+    def renew(self, requests: int | None) -> None:
+        """Give the account so many good answers from now on; None for as many as it likes."""
+        body = json.dumps({"requests": requests}).encode()
+        urllib.request.urlopen(f"{self.url}/quota", data=body, timeout=30).close()
 
     def stop(self) -> int:
         """Send SIGTERM and wait for the end; the exit code."""

@@ -1,4 +1,5 @@
-"""The command line: one file a command. Typer lives here; heavy rooms are imported when a command runs.
+"""The command line: one file a command. Typer lives here; a command is imported when it is wanted, and heavy
+rooms when it runs.
 
 `main` turns whatever ends a command into an exit code and, where people must know, two lines on stderr.
 """
@@ -7,17 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from inspect import cleandoc
 
 import typer
 
 from batchllm.cli.help import Root, Sectioned
-from batchllm.cli.init import init
 from batchllm.cli.leaving import leave
-from batchllm.cli.models import models_app
-from batchllm.cli.retry import retry
-from batchllm.cli.run import run
-from batchllm.cli.simulate import simulate
 from batchllm.errors import BatchError, ConfigError, InUse
 
 
@@ -27,24 +24,67 @@ def _prose(text: str | None) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-app = typer.Typer(
-    name="batchllm",
-    cls=Root,
-    help="A file of records and an LLM endpoint in; every record answered or accounted for out.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for command, summary, look in (
-    (run, "Send every record to a model, write every answer.", Sectioned),
-    (retry, "Run the dead letters of a finished run again.", Sectioned),
-    (init, "Write a job file and a prompt for your records.", None),
-    (simulate, "Serve a rehearsal endpoint on this machine.", None),
-):
-    app.command(help=_prose(command.__doc__), short_help=summary, cls=look)(command)
-app.add_typer(models_app, name="models")
+def _run(app: typer.Typer) -> None:
+    from batchllm.cli.run import run
+
+    summary = "Send every record to a model, write every answer."
+    app.command(help=_prose(run.__doc__), short_help=summary, cls=Sectioned)(run)
+
+
+def _retry(app: typer.Typer) -> None:
+    from batchllm.cli.retry import retry
+
+    summary = "Run the dead letters of a finished run again."
+    app.command(help=_prose(retry.__doc__), short_help=summary, cls=Sectioned)(retry)
+
+
+def _init(app: typer.Typer) -> None:
+    from batchllm.cli.init import init
+
+    summary = "Write a job file and a prompt for your records."
+    app.command(help=_prose(init.__doc__), short_help=summary)(init)
+
+
+def _simulate(app: typer.Typer) -> None:
+    from batchllm.cli.simulate import simulate
+
+    summary = "Serve a rehearsal endpoint on this machine."
+    app.command(help=_prose(simulate.__doc__), short_help=summary)(simulate)
+
+
+def _models(app: typer.Typer) -> None:
+    from batchllm.cli.models import models_app
+
+    app.add_typer(models_app, name="models", short_help="List providers, their keys and what is installed.")
+
+
+COMMANDS: dict[str, Callable[[typer.Typer], None]] = {
+    "run": _run,
+    "retry": _retry,
+    "init": _init,
+    "simulate": _simulate,
+    "models": _models,
+}
+"""What adds each command to the program, in the order of the help."""
+
+
+def application(wanted: str | None = None) -> typer.Typer:
+    """The program with the command that is wanted, or with all where that is none of them."""
+    app = typer.Typer(
+        name="batchllm",
+        cls=Root,
+        help="A file of records and an LLM endpoint in; every record answered or accounted for out.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name, add in COMMANDS.items():
+        if wanted not in COMMANDS or name == wanted:
+            add(app)
+    return app
 
 
 def _version(asked: bool) -> None:
@@ -55,7 +95,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
@@ -88,7 +127,7 @@ def main() -> None:
 
 def _main() -> None:
     try:
-        app(prog_name="batchllm")
+        application(sys.argv[1] if len(sys.argv) > 1 else None)(prog_name="batchllm")
     except BatchError as error:
         from batchllm.ui import error as say_error
 

@@ -6,6 +6,7 @@ It owns the event loop, signals, the deadline and what is shown; the run itself 
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -39,6 +40,10 @@ _LAST_LINE = 0.1
 
 def start(loaded: Loaded, retry: Again | None = None) -> int:
     """Run a job in an event loop of its own; the exit code. Raises ConfigError and InUse."""
+    if not loaded.job.quiet:
+        log = logging.getLogger("batchllm")
+        log.addHandler(ui.Notes())
+        log.setLevel(logging.INFO)
     return anyio.run(_session, loaded, retry, backend_options={"use_uvloop": _has_uvloop()})
 
 

@@ -1,7 +1,8 @@
 """Chat completions in OpenAI's shape: a Request made into a body, an answer's bytes made into a Reply.
 
 Pure: it opens no connection and reads no clock. `openai` calls it for what comes over the wire, `fake` for
-what it makes up, so that both are judged alike.
+what it makes up, so that both are judged alike. What is only needed for answers that are none is imported
+then: its many patterns take longer to compile than the rest of the room to import.
 """
 
 from __future__ import annotations
@@ -13,12 +14,10 @@ from typing import Any
 
 import orjson
 
-from batchllm.errors import BatchError, TimedOut
+from batchllm.errors import TimedOut
 from batchllm.model import Reply, Request, Usage
-from batchllm.providers.complaints import is_html, page_words, request_id, shown
-from batchllm.providers.verdicts import bad_reply, under_ok, verdict
+from batchllm.providers.ids import request_id
 
-_ARTICLE = "the provider answered"
 _MODERN = re.compile(r"(?:[\w.-]+[/:])*(?:o[1-9]\d?|gpt-(?:[5-9]|[12]\d)(?:\.\d+)?)(?![\w.]).*")
 
 
@@ -92,40 +91,27 @@ def read_answer(
 
     `model` is named in the Reply where the body names none; the rest is as in `verdicts.verdict`.
     """
-    error = verdict(status, headers, content, proven=proven, now=now, secret=secret)
-    if error is not None:
-        raise error
+    if not 200 <= status < 300:
+        from batchllm.providers.verdicts import verdict
+
+        raise verdict(status, headers, content, proven=proven, now=now, secret=secret)
     try:
         document = orjson.loads(content)
     except orjson.JSONDecodeError as broken:
-        raise _no_json(status, headers, content, broken, secret) from None
+        from batchllm.providers.misread import no_json
+
+        raise no_json(status, headers, content, broken, secret) from None
     complaint = _complaint(document)
     if complaint is not None:
+        from batchllm.providers.verdicts import under_ok
+
         raise under_ok(complaint, headers, status=status, proven=proven, now=now, secret=secret)
     reply = _completion(document, model, request_id(headers))
     if isinstance(reply, str):
-        message = shown(f"{_ARTICLE} {status} with {reply}", secret)
-        raise bad_reply(message, "not_completion", status=status, request_id=request_id(headers))
+        from batchllm.providers.misread import no_completion
+
+        raise no_completion(status, headers, reply, secret)
     return reply
-
-
-def _no_json(
-    status: int, headers: Mapping[str, str], content: bytes, broken: ValueError, secret: str | None
-) -> BatchError:
-    """What a body under 2xx that is no JSON was, with its first words."""
-    cause, said = "not_json", f"no JSON ({broken})"
-    start = content[:4096].decode("utf-8", "replace")
-    if is_html(content, headers.get("content-type", "")):
-        cause, said, start = "html", "an HTML page", page_words(start)
-    elif not start.strip():
-        cause, said = "empty_body", "an empty body"
-    elif start.startswith(("data:", "event:")):
-        cause, said = "event_stream", "a stream of events (is `stream` set?)"
-    elif start.lstrip().startswith(("{", "[")):
-        cause, said = "truncated", "JSON that is cut off or broken"
-    first = f": {shown(start, secret, 80)}" if start.strip() else ""
-    message = shown(f"{_ARTICLE} {status} with {said}{first}", secret)
-    return bad_reply(message, cause, status=status, request_id=request_id(headers))
 
 
 def _complaint(document: Any) -> Any:

@@ -193,15 +193,6 @@ def shown(text: str, secret: str | None = None, longest: int = LONGEST) -> str:
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
-def request_id(headers: Mapping[str, str], document: Any = None) -> str | None:
-    """The provider's id of the request, from the headers, else from an error body; at most 200 characters."""
-    for name in ("x-request-id", "request-id", "apim-request-id"):
-        if value := headers.get(name):
-            return value[:200]
-    value = document.get("request_id") if isinstance(document, dict) else None
-    return value[:200] if isinstance(value, str) and value else None
-
-
 def retry_after(headers: Mapping[str, str], complaint: Complaint, now: float) -> float | None:
     """Seconds that the provider asks to wait, or None where it does not say.
 

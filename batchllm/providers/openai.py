@@ -17,7 +17,6 @@ from batchllm.errors import ConfigError, Refused, RouteGone
 from batchllm.model import Reply, Request, Trail
 from batchllm.ports import ProviderSpec
 from batchllm.providers import chat
-from batchllm.providers.rules import MODEL_HINT
 from batchllm.schema import strict_ready
 from batchllm.transport import open_endpoint
 
@@ -114,6 +113,8 @@ class OpenAI:
                 secret=self._secret,
             )
         except RouteGone as gone:
+            from batchllm.providers.rules import MODEL_HINT
+
             if request.raw and self.proven and gone.hint == MODEL_HINT:
                 # each raw body names its own model: a wrong one is that record's, not the route's
                 raise Refused(

@@ -20,11 +20,11 @@ from batchllm.providers.complaints import (
     of_document,
     plain,
     read,
-    request_id,
     reset_after,
     retry_after,
     shown,
 )
+from batchllm.providers.ids import request_id
 from batchllm.providers.rules import ANYTHING_ELSE, RULES, STATUS_OF, UNKNOWN, Rule
 
 
@@ -36,15 +36,13 @@ def verdict(
     proven: bool = False,
     now: float,
     secret: str | None = None,
-) -> BatchError | None:
-    """The exception that an HTTP answer means, or None for a 2xx, which is to be read as an answer.
+) -> BatchError:
+    """The exception that an HTTP answer means which is no 2xx.
 
     `headers` have lower-case names. `proven` says that this route has answered others, so that a 403, or a
     404 that names neither model nor path, is the record's. `now` is Unix seconds, for HTTP dates. `secret`
     is the key in use: it is masked, as is all that looks like a key, should the body echo it.
     """
-    if 200 <= status < 300:
-        return None
     complaint = read(content, headers.get("content-type", ""))
     return _judge(Case(status, status, headers, complaint, proven, now, secret))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from batchllm.errors import ConfigError
@@ -32,7 +34,11 @@ class Schema:
         self.document = document
         self.name = name
         self._validator = validator
-        self.quick = quick_check(document, validator.META_SCHEMA["$schema"])
+
+    @cached_property
+    def quick(self) -> Callable[[Any], bool] | None:
+        """Made when the first answer comes: its library takes a while to import."""
+        return quick_check(self.document, self._validator.META_SCHEMA["$schema"])
 
     @classmethod
     def load(cls, document: dict[str, Any], name: str) -> Schema:

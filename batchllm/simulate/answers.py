@@ -16,6 +16,7 @@ from batchllm.simulate.instances import Unanswerable, instance
 from batchllm.simulate.problems import bad_request
 
 NO_COMPLETION = b'{"object":"notice","notice":"this is JSON, and no chat completion"}'
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,27 @@ def completion(ask: Ask, given: Answer, request_id: str, created: int) -> bytes:
                 "completion_tokens": given.completion_tokens,
                 "total_tokens": ask.prompt_tokens + given.completion_tokens,
                 "prompt_tokens_details": {"cached_tokens": 0},
+            },
+        }
+    )
+
+
+def message(ask: Ask, given: Answer, request_id: str) -> bytes:
+    """The body of an answer from Anthropic's /v1/messages."""
+    return orjson.dumps(
+        {
+            "id": f"msg_{request_id}",
+            "type": "message",
+            "role": "assistant",
+            "model": ask.model,
+            "content": [{"type": "text", "text": given.text}],
+            "stop_reason": _STOP_REASONS[given.finish],
+            "stop_sequence": None,
+            "usage": {
+                "input_tokens": ask.prompt_tokens,
+                "output_tokens": given.completion_tokens,
+                "cache_creation_input_tokens": 0,
+                "cache_read_input_tokens": 0,
             },
         }
     )

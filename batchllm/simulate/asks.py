@@ -22,7 +22,7 @@ class Ask:
     """One chat completion to make up.
 
     `text` is the last user message; `schema` what the answer has to satisfy, or None for plain text;
-    `prompt_tokens` is estimated at four characters a token; `max_tokens` is the most to answer, or None.
+    `prompt_tokens` is estimated at four bytes a token; `max_tokens` is the most to answer, or None.
     """
 
     model: str
@@ -32,9 +32,15 @@ class Ask:
     max_tokens: int | None
 
     @property
-    def reserve(self) -> int:
-        """Tokens that a limit counts for it: the prompt and the most it may answer, else an estimate."""
-        return self.prompt_tokens + (self.max_tokens or tokens(self.text) + 2)
+    def needs(self) -> dict[str, int]:
+        """What limits count for it, by dimension; the output as the most it may answer, else an estimate."""
+        output = self.max_tokens or tokens(self.text) + 2
+        return {
+            "requests": 1,
+            "tokens": self.prompt_tokens + output,
+            "input-tokens": self.prompt_tokens,
+            "output-tokens": output,
+        }
 
 
 def tokens(text: str) -> int:
@@ -43,7 +49,33 @@ def tokens(text: str) -> int:
 
 
 def read(body: bytes) -> Ask:
-    """The Ask in a request body; raises Rejected with a 400, or a 404 for the model `no-such-model`."""
+    """The Ask in a chat completion's body; or Rejected: a 404 for the model `no-such-model`, else a 400."""
+    data, model = _opened(body)
+    _check_temperature(data.get("temperature"))
+    text, size = _messages(data.get("messages"))
+    return Ask(
+        model=model,
+        text=text,
+        schema=_schema(data.get("response_format")),
+        prompt_tokens=max(1, (size + 3) // 4),
+        max_tokens=_limit(data, "max_completion_tokens") or _limit(data, "max_tokens"),
+    )
+
+
+def read_message(body: bytes) -> Ask:
+    """The Ask in a body for Anthropic's /v1/messages, where `max_tokens` is required; raises Rejected."""
+    data, model = _opened(body)
+    _check_temperature(data.get("temperature"))
+    most = _limit(data, "max_tokens")
+    if most is None:
+        raise bad_request("max_tokens: field required", "max_tokens", "missing_required_parameter")
+    text, size = _messages(data.get("messages"))
+    size += _size(_text(data.get("system"), "system"))
+    return Ask(model=model, text=text, schema=None, prompt_tokens=max(1, (size + 3) // 4), max_tokens=most)
+
+
+def _opened(body: bytes) -> tuple[dict[str, Any], str]:
+    """What both endpoints want: a JSON object with a model, and no stream."""
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -58,15 +90,7 @@ def read(body: bytes) -> Ask:
         raise Rejected(Problem(404, message, "invalid_request_error", "model_not_found"))
     if data.get("stream"):
         raise bad_request("This server doesn't stream.", "stream", "unsupported_value")
-    _check_temperature(data.get("temperature"))
-    text, size = _messages(data.get("messages"))
-    return Ask(
-        model=model,
-        text=text,
-        schema=_schema(data.get("response_format")),
-        prompt_tokens=max(1, (size + 3) // 4),
-        max_tokens=_limit(data, "max_completion_tokens") or _limit(data, "max_tokens"),
-    )
+    return data, model
 
 
 def _limit(data: dict[str, Any], name: str) -> int | None:
@@ -97,7 +121,7 @@ def _check_temperature(value: Any) -> None:
 
 
 def _messages(messages: Any) -> tuple[str, int]:
-    """The last user message's text, and the characters of all messages."""
+    """The last user message's text, and the bytes of all messages."""
     if not isinstance(messages, list) or not messages:
         raise bad_request("'messages' must be a list with a message in it.", "messages", "invalid_type")
     last = ""
@@ -107,14 +131,18 @@ def _messages(messages: Any) -> tuple[str, int]:
             raise bad_request(
                 "Each message must be an object with a role.", f"messages[{number}]", "invalid_type"
             )
-        text = _text(message.get("content"), number)
-        size += len(text)
+        text = _text(message.get("content"), f"messages[{number}].content")
+        size += _size(text)
         if message["role"] == "user":
             last = text
     return last, size
 
 
-def _text(content: Any, number: int) -> str:
+def _size(text: str) -> int:
+    return len(text.encode(errors="replace"))
+
+
+def _text(content: Any, where: str) -> str:
     """A message's content: a string, nothing, or parts of which those with text count."""
     if isinstance(content, str):
         return content
@@ -123,7 +151,7 @@ def _text(content: Any, number: int) -> str:
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
     message = "The content must be a string or an array of objects."
-    raise bad_request(message, f"messages[{number}].content", "invalid_type")
+    raise bad_request(message, where, "invalid_type")
 
 
 def _schema(wanted: Any) -> dict[str, Any] | bool | None:

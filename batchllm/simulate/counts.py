@@ -15,8 +15,8 @@ _MOST_IDS = 1_000_000
 class Counts:
     """Requests for chat completions, by what became of them.
 
-    `ok` are answers without any fault, `limited` refusals by --rpm and --tpm, `abandoned` requests whose
-    client went away first. `ids` counts how often each id was asked.
+    `ok` are answers without any fault, `limited` refusals by --rpm, --tpm and their like, `abandoned`
+    requests whose client went away first. `ids` counts how often each id was asked.
     """
 
     def __init__(self) -> None:

@@ -1,14 +1,12 @@
-"""The refusals of the rehearsal server, as an endpoint of OpenAI's kind words and encodes them.
+"""The refusals of the rehearsal server: what is wrong, and with which status, whatever service it plays.
 
-Pure values: a status, headers and a body. The app sends them, `asks` raises them for bad requests.
+Pure values. The app sends them, `asks` raises them for bad requests, `bodies` words them as a service does.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-
-import orjson
+from dataclasses import dataclass
 
 GATEWAY_PAGE = (
     b"<!DOCTYPE html>\n<html><head><title>Gateway</title></head>"
@@ -18,20 +16,20 @@ GATEWAY_PAGE = (
 
 @dataclass(frozen=True)
 class Problem:
-    """One refusal: HTTP status and what goes into the body's `error` object."""
+    """One refusal: HTTP status and what OpenAI puts into the body's `error` object.
+
+    `wait` are the seconds after which to try again, None where nothing is said of it; `dimension` and
+    `per_minute` the limit that refused, where one did.
+    """
 
     status: int
     message: str
     type: str
     code: str | None = None
     param: str | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def body(self) -> bytes:
-        """The JSON body."""
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return orjson.dumps({"error": error})
+    wait: float | None = None
+    dimension: str = "requests"
+    per_minute: int | None = None
 
 
 class Rejected(Exception):
@@ -47,27 +45,37 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return Rejected(Problem(400, message, "invalid_request_error", code, param))
 
 
-def rate_limited(what: str, wait: float) -> Problem:
-    """A 429 that names the limit `what` and asks for a wait in seconds."""
-    millis = math.ceil(wait * 1000)
+def rate_limited(wait: float, dimension: str = "requests", per_minute: int | None = None) -> Problem:
+    """A 429 of the limit named, which asks for a wait in seconds."""
+    what = dimension.replace("-", " ")
+    limit = "" if per_minute is None else f" per minute (limit {per_minute})"
     return Problem(
         429,
-        f"Rate limit reached for {what}. Please try again in {millis}ms.",
-        "requests" if what.startswith("requests") else "tokens",
+        f"Rate limit reached for {what}{limit}.",
+        "requests" if dimension == "requests" else "tokens",
         "rate_limit_exceeded",
-        headers={"retry-after-ms": str(millis), "retry-after": str(math.ceil(wait))},
+        wait=wait,
+        dimension=dimension,
+        per_minute=per_minute,
     )
+
+
+def try_again(problem: Problem) -> str:
+    """The sentence that says when to try again; empty where nothing is said of it."""
+    return "" if problem.wait is None else f" Please try again in {math.ceil(problem.wait * 1000)}ms."
 
 
 WRONG_KEY = Problem(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key")
 SPENT = Problem(429, "The quota of this account is spent.", "insufficient_quota", "insufficient_quota")
 TOO_LARGE = Problem(413, "The request body is too large.", "invalid_request_error", "request_too_large")
+SLOW_DOWN = Problem(503, "Slow down: too many requests came too fast.", "server_error", "slow_down")
+OVERLOADED = Problem(503, "The server is overloaded.", "server_error", "overloaded")
 
 
 def faulty(fault: str, retry_after: float) -> Problem | None:
     """The refusal that a fault of `batchllm.faults` stands for; None for those that are no JSON refusal."""
     if fault == "429":
-        return rate_limited("requests", retry_after)
+        return rate_limited(retry_after)
     return _REFUSALS.get(fault)
 
 
@@ -77,5 +85,5 @@ _REFUSALS = {
     "402": Problem(402, "The account has unpaid bills.", "billing_error", "payment_required"),
     "quota": SPENT,
     "500": Problem(500, "The server had an error while processing the request.", "server_error"),
-    "503": Problem(503, "The server is overloaded.", "server_error", "overloaded"),
+    "503": OVERLOADED,
 }

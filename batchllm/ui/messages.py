@@ -5,6 +5,7 @@ Nothing here raises when stderr is closed or gone: a run must not die of having 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -37,6 +38,14 @@ def write(stream: TextIO, text: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+class Notes(logging.Handler):
+    """Shows what the program logs as one line each: `note: …`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the message."""
+        say(f"note: {clean(record.getMessage())}")
 
 
 def error(message: str, hint: str | None = None) -> None:

@@ -295,3 +295,13 @@ def test_a_run_that_is_asked_shows_its_progress_while_it_goes_on(tmp_path: Path)
 
     assert (line["processed"], line["total"], line["progress_pct"]) == (0, 3, 0)
     assert rows(tmp_path / "a.jsonl") == tickets(3)
+
+
+def test_the_slow_client_says_that_it_is_slow_once(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b"}])
+    with simulated() as server:
+        ran = run(tmp_path, "a.jsonl", "-m", "openai/x", "--base-url", server.url, "--http", "stock")
+    assert ran.code == 0
+    assert [line for line in ran.stderr.splitlines() if line.startswith("note:")] == [
+        "note: as asked: requests go through httpx's own client, which is slow"
+    ]

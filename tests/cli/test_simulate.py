@@ -29,10 +29,17 @@ def plain() -> Iterator[Simulated]:
 
 def ask(server: Simulated, text: str, *, headers: dict[str, str] | None = None, **more: Any) -> Any:
     """One chat completion over a connection of its own: (status, headers, raw body)."""
+    return post(server, "/chat/completions", text, headers=headers, **more)
+
+
+def post(
+    server: Simulated, path: str, text: str, *, headers: dict[str, str] | None = None, **more: Any
+) -> Any:
+    """One request with this question to any path under /v1."""
     body = json.dumps({"model": "any", "messages": [{"role": "user", "content": text}], **more})
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
     try:
-        connection.request("POST", "/v1/chat/completions", body, headers or {})
+        connection.request("POST", f"/v1{path}", body, headers or {})
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read()
     finally:
@@ -157,6 +164,90 @@ def test_more_than_the_limit_is_refused_with_the_time_to_wait() -> None:
         assert server.stats()["limited"] == 1
 
 
+def test_a_window_admits_its_part_of_the_minute_and_stats_tell_what_came_when() -> None:
+    with simulated("--rpm", "60", "--window", "10") as server:
+        assert Counter(ask(server, str(n))[0] for n in range(13)) == {200: 10, 429: 3}
+        stats = server.stats(seconds=True)
+        assert (stats["admitted"], stats["refused"], stats["refusals"]) == (10, 3, {"requests": 3})
+        assert stats["highest_admitted"]["10"]["requests"] == 10
+        assert stats["highest_admitted"]["10"]["tokens"] == stats["tokens_admitted"]
+        assert sum(second["admitted"] for second in stats["seconds"]) == 10
+        assert sum(second["refused"] for second in stats["seconds"]) == 3
+
+
+def test_tokens_count_as_asked_for_at_openai_and_as_used_at_anthropic_s_endpoint() -> None:
+    options = ("--output-tpm", "100", "--window", "60", "--headers", "anthropic")
+    with simulated(*options) as server:
+        for _ in range(2):
+            status, headers, body = post(server, "/messages", "hello", max_tokens=90)
+            assert (status, json.loads(body)["content"][0]["text"]) == (200, "echo: hello")
+        assert headers["anthropic-ratelimit-output-tokens-remaining"] == "94"
+        server.reset()
+        assert [ask(server, "hello", max_tokens=90)[0] for _ in range(2)] == [200, 429]
+
+
+@pytest.mark.parametrize(
+    ("service", "limits", "waits"),
+    [
+        ("openai", "x-ratelimit-limit-requests", {"retry-after", "retry-after-ms"}),
+        ("anthropic", "anthropic-ratelimit-requests-limit", {"retry-after"}),
+        ("azure", None, {"retry-after", "retry-after-ms"}),
+        ("gemini", None, set[str]()),
+    ],
+)
+def test_a_service_tells_limits_and_waits_in_its_own_headers(
+    service: str, limits: str | None, waits: set[str]
+) -> None:
+    with simulated("--rpm", "1", "--service", service) as server:
+        for status in (200, 429):
+            got, headers, body = ask(server, "x")
+            assert got == status
+            assert [name for name in headers if name.endswith(("limit-requests", "requests-limit"))] == (
+                [limits] if limits else []
+            )
+        assert {name for name in headers if name.startswith("retry-after")} == waits
+        assert ("RetryInfo" in body.decode()) == (service == "gemini")
+
+
+def test_a_refusal_tells_no_wait_where_it_must_not() -> None:
+    with simulated("--rpm", "1", "--retry-after", "no", "--headers", "none") as server:
+        ask(server, "x")
+        status, headers, body = ask(server, "x")
+        assert status == 429
+        assert not [name for name in headers if "retry" in name.lower() or "ratelimit" in name.lower()]
+        assert b"try again" not in body
+
+
+def test_beyond_the_knee_requests_wait_in_line_and_beyond_the_line_they_are_refused() -> None:
+    options = ("--knee", "1", "--latency-ms", "600000", "--queue-max", "1")
+    with simulated(*options) as server, sent(server):
+        wait_for(server, in_flight=1)
+        with sent(server):
+            wait_for(server, in_flight=2)
+            status, _, body = ask(server, "x")
+            assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded")
+            stats = server.stats()
+            assert (stats["highest_queued"], stats["refusals"]) == (1, {"queue": 1})
+
+
+def test_a_spent_account_answers_again_once_it_is_renewed() -> None:
+    with simulated("--quota", "1") as server:
+        assert [ask(server, str(n))[0] for n in range(2)] == [200, 429]
+        server.renew(2)
+        assert [ask(server, str(n))[0] for n in range(3)] == [200, 200, 429]
+        server.renew(None)
+        assert [ask(server, str(n))[0] for n in range(3)] == [200, 200, 200]
+        assert post(server, "/quota", "x")[0] == 400
+
+
+def test_an_overload_asks_everyone_to_slow_down() -> None:
+    with simulated("--overload", "0.002,0.0019999", "--service", "anthropic") as server:
+        seen = Counter(ask(server, str(n))[0] for n in range(20))
+        assert seen[529] > 0
+        assert seen[200] > 0  # the first, before any episode
+        assert server.stats()["refusals"] == {"overload": seen[529]}
+
+
 def test_faults_come_in_their_kinds_and_a_seed_repeats_them(tmp_path: Path) -> None:
     shares = {"drop": 0.1, "truncate": 0.1, "html": 0.1, "empty": 0.1, "hang": 0.05, "shape": 0.1}
     shares |= {"429": 0.1, "500": 0.05, "502": 0.05, "503": 0.05, "402": 0.05}
@@ -201,6 +292,10 @@ def test_a_client_that_goes_away_is_counted_and_frees_its_place() -> None:
         (("--faults", "no-such-file.json"), "no-such-file.json"),
         (("--faults", "429:0.1", "--error-rate", "0.1"), "exclude"),
         (("--api-key-env", "NO_SUCH_VARIABLE_HERE"), "NO_SUCH_VARIABLE_HERE"),
+        (("--knee", "4"), "--latency-ms"),
+        (("--queue-max", "4"), "--knee"),
+        (("--overload", "5,10"), "60,5"),
+        (("--retry-after", "soon"), "yes, no, text"),
     ],
 )
 def test_options_that_make_no_sense_are_exit_2_with_a_hint(args: tuple[str, ...], says: str) -> None:

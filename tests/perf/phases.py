@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from tests.perf.findings import Findings
 from tests.perf.serving import serving
-from tests.perf.tools import BATCHLLM, LIMIT, PEERS, SDK, Bench, Net, Tool
+from tests.perf.tools import BATCHLLM, LIMIT, PEERS, SDK, Bench, Net
 
 MOST_US, MOST_MB, MOST_WIDE_MB = 80.0, 80.0, 130.0
 SDK_TIMES, PEER_TIMES = 40.0, 8.0
@@ -80,11 +81,7 @@ def hot(bench: Bench, plan: Plan, findings: Findings) -> None:
                 findings.say(f"{tool.name}: not installed, left out")
                 continue
             count = bench.enough(tool, url, 200, plan.seconds)
-
-            def run(tool: Tool = tool, count: int = count) -> Net:
-                return bench.net(tool, count, url, 200)
-
-            runs[tool.name] = run
+            runs[tool.name] = partial(bench.net, tool, count, url, 200)
         found = by_turns(plan.rounds, runs)
     table(found, findings)
     ours = found[BATCHLLM.name]
@@ -109,13 +106,11 @@ def wide(bench: Bench, plan: Plan, findings: Findings) -> None:
     count = round(IDEAL_WIDE * plan.seconds)
     latency_s = WIDE_LATENCY_MS / 1000
     with serving("--latency-ms", str(WIDE_LATENCY_MS)) as url:
-        found = by_turns(
-            plan.rounds,
-            {
-                tool.name: lambda tool=tool: bench.net(tool, count, url, 1000, latency_s=latency_s)  # type: ignore[misc]
-                for tool in (BATCHLLM, LIMIT)
-            },
-        )
+        runs: dict[str, Callable[[], Net]] = {
+            tool.name: partial(bench.net, tool, count, url, 1000, latency_s=latency_s)
+            for tool in (BATCHLLM, LIMIT)
+        }
+        found = by_turns(plan.rounds, runs)
     table(found, findings)
     findings.at_least(
         "share of the ideal 10,000 records/s", rate(found[BATCHLLM.name]) / IDEAL_WIDE, WIDE_SHARE

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pathlib import Path
 from tests.perf.calibrate import REFERENCE_S, calibrate
 
 ROOT = Path(__file__).resolve().parents[2]
+LONGEST_S = 1_800.0
+"""Seconds after which a command hangs and is killed; a million records take a fraction of it."""
 SHOWN = 2_000
 """Characters of a failed command's stderr that are shown."""
 
@@ -71,7 +74,11 @@ def main() -> int:
         before = calibrate()
         start = time.perf_counter()
         process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+        guard = threading.Timer(LONGEST_S, process.kill)
+        guard.daemon = True
+        guard.start()
         _, status, usage = os.wait4(process.pid, 0)
+        guard.cancel()
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         factor = REFERENCE_S / ((before + calibrate()) / 2)

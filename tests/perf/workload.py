@@ -27,51 +27,10 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 _MADE_UP, _SEED = 5_000, 20260101
-_WORDS = [
-    *(
-        "I",
-        "my",
-        "the",
-        "a",
-        "card",
-        "account",
-        "money",
-        "transfer",
-        "payment",
-        "was",
-        "not",
-        "still",
-        "have",
-    ),
-    *(
-        "why",
-        "did",
-        "you",
-        "can",
-        "how",
-        "top",
-        "up",
-        "cash",
-        "machine",
-        "refund",
-        "charged",
-        "twice",
-        "weeks",
-    ),
-    *(
-        "ago",
-        "order",
-        "new",
-        "stolen",
-        "abroad",
-        "rate",
-        "exchange",
-        "identity",
-        "verify",
-        "please",
-        "pending",
-    ),
-]
+_WORDS = (
+    "I my the a card account money transfer payment was not still have why did you can how top up cash "
+    "machine refund charged twice weeks ago order new stolen abroad rate exchange identity verify pending"
+)
 
 
 def questions() -> list[str]:
@@ -80,8 +39,8 @@ def questions() -> list[str]:
     if given:
         with Path(given).open(encoding="utf-8") as lines:
             return [json.loads(line)["text"] for line in lines]
-    chance = random.Random(_SEED)
-    return [" ".join(chance.choices(_WORDS, k=round(chance.triangular(4, 40, 6)))) for _ in range(_MADE_UP)]
+    chance, words = random.Random(_SEED), _WORDS.split()
+    return [" ".join(chance.choices(words, k=round(chance.triangular(3, 24, 5)))) for _ in range(_MADE_UP)]
 
 
 def write_input(path: Path, count: int) -> None:

@@ -39,7 +39,7 @@ BRANCHES = {"AuthFailed", "QuotaGone", "RouteGone", "TooLarge", "Refused", "Rate
 def judged(case: dict[str, Any]) -> BatchError | Reply:
     """What a recorded answer becomes: the verdict, the error under 2xx, or the answer read."""
     status, headers, body, proven = case["status"], case["headers"], case["body"].encode(), case["proven"]
-    error = verdict(status, headers, body, proven=proven, now=NOW)
+    error = None if 200 <= status < 300 else verdict(status, headers, body, proven=proven, now=NOW)
     if error is not None:
         return error
     try:

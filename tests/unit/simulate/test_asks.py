@@ -8,8 +8,9 @@ from typing import Any
 import orjson
 import pytest
 
-from batchllm.simulate.answers import answer, completion
-from batchllm.simulate.asks import read
+from batchllm.simulate.answers import answer, completion, message
+from batchllm.simulate.asks import read, read_message
+from batchllm.simulate.bodies import body as worded
 from batchllm.simulate.problems import Rejected
 
 MESSAGES = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "where is my parcel?"}]
@@ -25,7 +26,7 @@ def refusal(raw: bytes) -> tuple[int, str | None, str | None]:
     with pytest.raises(Rejected) as caught:
         read(raw)
     problem = caught.value.problem
-    assert json.loads(problem.body)["error"]["message"]
+    assert json.loads(worded(problem, "openai"))["error"]["message"]
     return problem.status, problem.param, problem.code
 
 
@@ -127,3 +128,24 @@ def test_a_schema_that_has_no_instance_is_a_400(schema: Any) -> None:
     with pytest.raises(Rejected) as caught:
         answer(ask, None, b"digest")
     assert (caught.value.problem.status, caught.value.problem.code) == (400, "invalid_json_schema")
+
+
+def test_input_tokens_are_a_quarter_of_the_bytes_and_limits_count_the_most_that_may_be_answered() -> None:
+    ask = read(body(messages=[{"role": "user", "content": "✓" * 8}], max_tokens=100))
+    assert ask.needs == {"requests": 1, "tokens": 106, "input-tokens": 6, "output-tokens": 100}
+
+
+def test_a_message_of_anthropic_s_has_its_shape_and_counts_the_system_prompt() -> None:
+    ask = read_message(
+        body(messages=MESSAGES[1:], system=[{"type": "text", "text": "be kind"}], max_tokens=2)
+    )
+    made = json.loads(message(ask, answer(ask, None, b"digest"), "req_1"))
+    assert made["content"] == [{"type": "text", "text": "echo: wh"}]
+    assert made["stop_reason"] == "max_tokens"
+    assert (made["usage"]["input_tokens"], made["usage"]["output_tokens"]) == (7, 2)
+
+
+def test_a_message_without_max_tokens_is_refused_by_name() -> None:
+    with pytest.raises(Rejected) as caught:
+        read_message(body())
+    assert (caught.value.problem.status, caught.value.problem.param) == (400, "max_tokens")

@@ -58,6 +58,7 @@ Window = Annotated[
         max=60,
     ),
 ]
+Slack = Annotated[float, _option("Seconds' worth of a limit that may be overdrawn.", min=0)]
 ServiceName = Annotated[Service | None, _option("Whose refusals to give; else those that fit the path.")]
 HeaderStyle = Annotated[Headers | None, _option("Whose headers tell the limits; else the service's.")]
 ErrorRate = Annotated[float | None, _option("Share of requests that meet a usual fault.", min=0, max=1)]
@@ -96,6 +97,7 @@ def simulate(
     input_tpm: InputTpm = None,
     output_tpm: OutputTpm = None,
     window: Window = None,
+    slack: Slack = 0.5,
     service: ServiceName = None,
     headers: HeaderStyle = None,
     error_rate: ErrorRate = None,
@@ -125,6 +127,7 @@ def simulate(
         input_tpm=input_tpm,
         output_tpm=output_tpm,
         window=window,
+        slack=slack,
         mix=_mix(faults, error_rate),
         hang=hang_s,
         retry_after=wait,

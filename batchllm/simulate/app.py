@@ -69,7 +69,7 @@ class Rehearsal:
         now = time.monotonic()
         self._counts = Counts()
         self._history = History(now)
-        self._quota = Quota(settings.limits, now, settings.window)
+        self._quota = Quota(settings.limits, now, settings.window, settings.slack)
         self._line = Line(settings.knee, settings.queue_max) if settings.knee else None
         self._first: float | None = None
         self._left = settings.quota

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # A client at exactly the permitted pace must not be refused because its first request took longer to
-# arrive (a new connection) than the later ones: so much of a second may be overdrawn.
+# arrive (a new connection) than the later ones: so many seconds' worth may be overdrawn.
 SLACK_S = 0.5
 
 
@@ -29,14 +29,16 @@ class Standing:
 class Bucket:
     """One limit of `per_minute` units that refills continuously; `level` is what it holds, in units.
 
-    It holds `seconds` worth of its rate, at least 1, and may go into debt.
+    It holds `seconds` worth of its rate, at least 1, and may go into debt; `slack` seconds' worth of it to
+    let the next one in.
     """
 
-    def __init__(self, per_minute: int, now: float, seconds: float = 1.0) -> None:
+    def __init__(self, per_minute: int, now: float, slack: float = SLACK_S, seconds: float = 1.0) -> None:
         self.per_minute = per_minute
         self.rate = per_minute / 60
         self.capacity = max(1.0, self.rate * seconds)
         self.level = self.capacity
+        self._slack = self.rate * slack
         self._at = now
 
     def wait(self, need: float, now: float) -> float:
@@ -46,7 +48,7 @@ class Bucket:
         """
         self._refill(now)
         missing = min(need, self.capacity) - self.level
-        return 0.0 if missing <= self.rate * SLACK_S else missing / self.rate
+        return 0.0 if missing <= self._slack + 1e-9 else missing / self.rate
 
     def take(self, need: float, now: float) -> None:
         """Take units that `wait` has admitted."""
@@ -77,22 +79,23 @@ class Window:
     long as the limit needs to make up for it.
     """
 
-    def __init__(self, per_minute: int, now: float, seconds: float) -> None:
+    def __init__(self, per_minute: int, now: float, slack: float, seconds: float) -> None:
         self.per_minute = per_minute
         self._rate = per_minute / 60
         self._seconds = max(seconds, 1 / self._rate)
         self._most = self._rate * self._seconds
+        self._slack = self._rate * slack
         self._used = 0.0
         self._leaving: list[tuple[float, float]] = []
         # The slack of a window alone would let the average pass the limit; the bucket holds it to it.
-        self._average = Bucket(per_minute, now, self._seconds)
+        self._average = Bucket(per_minute, now, slack, self._seconds)
 
     def wait(self, need: float, now: float) -> float:
         """Seconds until `need` units would be admitted; 0 admits now."""
         self._forget(now)
         average = self._average.wait(need, now)
         excess = self._used + min(need, self._most) - self._most
-        if excess <= self._rate * SLACK_S + 1e-9:
+        if excess <= self._slack + 1e-9:
             return average
         gone = 0.0
         first_suffices = self._leaving[0][1] >= excess - 1e-9
@@ -145,12 +148,18 @@ class Refusal:
 class Quota:
     """The limits of one account by dimension, None for no limit. Times are monotonic seconds.
 
-    `window` in seconds; None for buckets.
+    `window` in seconds, None for buckets; `slack` in seconds' worth.
     """
 
-    def __init__(self, limits: Mapping[str, int | None], now: float, window: float | None = None) -> None:
+    def __init__(
+        self,
+        limits: Mapping[str, int | None],
+        now: float,
+        window: float | None = None,
+        slack: float = SLACK_S,
+    ) -> None:
         self._limits: dict[str, Bucket | Window] = {
-            name: Bucket(limit, now) if window is None else Window(limit, now, window)
+            name: Bucket(limit, now, slack) if window is None else Window(limit, now, slack, window)
             for name, limit in limits.items()
             if limit is not None
         }

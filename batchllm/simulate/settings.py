@@ -12,11 +12,11 @@ class Settings:
     """How the endpoint behaves: times in seconds, `jitter` a share of the latency, limits a minute.
 
     `key` is what requests must carry, None for no check; after `quota` good answers the account is spent.
-    `window` is the span that limits are enforced over, None for token buckets. `service` words the refusals
-    and `headers` (see `bodies.SERVICES`, `headers.HEADERS`) tells the limits, None for those that fit the
-    path; `told` says where a refusal tells the time to wait: yes (everywhere), text or no. Beyond `knee`
-    requests at once the others wait in a line of `queue_max`; `overload` is how often and for how long the
-    server is overloaded.
+    `window` is the span that limits are enforced over, None for token buckets; `slack` seconds' worth may
+    be overdrawn. `service` words the refusals and `headers` (see `bodies.SERVICES`, `headers.HEADERS`) tells
+    the limits, None for those that fit the path; `told` says where a refusal tells the time to wait: yes
+    (everywhere), text or no. Beyond `knee` requests at once the others wait in a line of `queue_max`;
+    `overload` is how often and for how long the server is overloaded.
     """
 
     latency: float = 0.0
@@ -26,6 +26,7 @@ class Settings:
     input_tpm: int | None = None
     output_tpm: int | None = None
     window: float | None = None
+    slack: float = 0.5
     mix: FaultMix = field(default_factory=FaultMix)
     hang: float = 30.0
     retry_after: float = 0.2

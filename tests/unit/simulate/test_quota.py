@@ -65,6 +65,13 @@ def test_whoever_hammers_never_gets_more_than_a_window_s_worth_nor_more_than_the
     assert len(times) >= 10 * 120
 
 
+@pytest.mark.parametrize(("slack", "most"), [(0, 100), (0.5, 105), (1, 110)])
+def test_the_slack_is_what_a_window_may_be_overdrawn_by(slack: float, most: int) -> None:
+    quota = Quota({"requests": 600}, 0.0, 10, slack)
+    times = admitted(quota, [0.02 * n for n in range(2000)])
+    assert densest(times, 10) == most
+
+
 def test_a_window_is_empty_again_when_it_has_passed() -> None:
     quota = limited(10, requests=60)
     assert len(admitted(quota, [0.0] * 20)) == 10

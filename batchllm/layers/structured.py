@@ -7,7 +7,7 @@ It never retries a call that failed: that is the business of the layer below.
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from batchllm.errors import Invalid, Refused
@@ -79,7 +79,7 @@ class Structured:
         if not reply.text.strip(_BLANK):
             return _Fault("empty", "the answer was empty")
         if self._schema is None:
-            return reply if reply.value is reply.text else reply._replace(value=reply.text)
+            return reply if reply.value is reply.text else replace(reply, value=reply.text)
         try:
             value = find_json(reply.text, self._schema.accepts)
         except ValueError as error:
@@ -109,7 +109,7 @@ def _next_ask(first: Request, last: Request, n: int, fault: _Fault, answer: str)
             {"role": "user", "content": _complaint(fault.complaints)},
         ]
     suffix = f"-{n}"
-    return first._replace(body=body, key=first.key[: _MAX_KEY - len(suffix)] + suffix)
+    return replace(first, body=body, key=first.key[: _MAX_KEY - len(suffix)] + suffix)
 
 
 def _shown(answer: str) -> str:

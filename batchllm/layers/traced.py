@@ -40,11 +40,11 @@ class Traced:
                 ),
             )
             raise
-        self._note(
-            request,
-            trail,
-            Attempt(at, time.monotonic() - start, reply.usage, 200, reply.request_id),
-        )
+        attempt = Attempt(at, time.monotonic() - start, reply.usage, 200, reply.request_id)
+        if self._observers:
+            self._note(request, trail, attempt)
+        else:
+            trail.attempts.append(attempt)
         return reply
 
     def _note(self, request: Request, trail: Trail, attempt: Attempt) -> None:

@@ -5,10 +5,11 @@ Pure: it writes nothing. The ledger calls it on the event loop, where what the o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from batchllm.ledger.index import DEAD, FAILED, NOTE, OUTPUT, Entry, pack
+from batchllm.ledger.index import DEAD, FAILED, NOTE, OUTPUT, Entry, pack, seal
 from batchllm.lines import Shape, dead_line, dumps, failed_line, output_line
 from batchllm.model import Done, Note, Outcome
 
@@ -31,7 +32,7 @@ def lines_of(group: list[Outcome | Note], shape: Shape, meaning: bytes, generati
         if isinstance(item, Done):
             line = output_line(item, shape)
             lines.output.append(line)
-            entries.append(pack(_entry(OUTPUT, item, meaning, opens=not entries), line, generation))
+            entries.append(_entry(OUTPUT, item, line, meaning, generation, opens=not entries))
         elif isinstance(item, Note):
             line = dumps({"kind": item.kind} | item.body) + b"\n"
             lines.notes.append(line)
@@ -40,28 +41,33 @@ def lines_of(group: list[Outcome | Note], shape: Shape, meaning: bytes, generati
             if shape.merge_failed:
                 line = failed_line(item, shape)
                 lines.output.append(line)
-                entries.append(pack(_entry(FAILED, item, meaning, opens=not entries), line, generation))
+                entries.append(_entry(FAILED, item, line, meaning, generation, opens=not entries))
             line = dead_line(item)
             lines.dead.append(line)
-            entries.append(pack(_entry(DEAD, item, meaning, opens=not entries), line, generation))
+            entries.append(_entry(DEAD, item, line, meaning, generation, opens=not entries))
     return lines
 
 
-def _entry(kind: int, outcome: Outcome, meaning: bytes, *, opens: bool) -> Entry:
-    record, attempts, usage = outcome.record, outcome.trail.attempts, outcome.trail.usage
-    return Entry(
+def _entry(
+    kind: int, outcome: Outcome, line: bytes, meaning: bytes, generation: int, *, opens: bool
+) -> bytes:
+    record, trail = outcome.record, outcome.trail
+    attempts, usage = trail.attempts, trail.usage
+    return seal(
+        line,
+        generation,
         record.unit,
         record.number,
         digest_of(record.line, meaning),
         kind,
         int(opens),
         len(attempts),
-        0,
         outcome.at,
         attempts[-1].seconds if attempts else 0.0,
         usage.input_tokens,
         usage.output_tokens,
         usage.cached_tokens,
+        math.nan,
     )
 
 

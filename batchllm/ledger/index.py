@@ -50,6 +50,28 @@ class Entry(NamedTuple):
 def pack(entry: Entry, line: bytes, generation: int) -> bytes:
     """The entry's bytes for this line."""
     unit, number, digest, kind, opens, calls, _, at, latency, sent, made, cached, cost, _ = entry
+    return seal(
+        line, generation, unit, number, digest, kind, opens, calls, at, latency, sent, made, cached, cost
+    )
+
+
+def seal(
+    line: bytes,
+    generation: int,
+    unit: int,
+    number: int,
+    digest: int,
+    kind: int,
+    opens: int,
+    calls: int,
+    at: float,
+    latency: float,
+    sent: int,
+    made: int,
+    cached: int,
+    cost: float,
+) -> bytes:
+    """The same without an Entry: its fields one by one, `sent`, `made` and `cached` being tokens."""
     if calls > 0xFFFF or max(sent, made, cached) > 0xFFFFFFFF:
         calls = min(calls, 0xFFFF)
         sent, made, cached = (min(tokens, 0xFFFFFFFF) for tokens in (sent, made, cached))

@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -91,8 +92,8 @@ def of_later_pass(item: Record | Dead, letter: bytes, turn: int) -> Record | Dea
     """The item under the `seq` that its letter tells; its place in this pass is its turn."""
     seq = orjson.loads(letter)["seq"]
     if isinstance(item, Dead):
-        return item._replace(record=item.record._replace(seq=seq, turn=turn))
-    return item._replace(seq=seq, turn=turn)
+        return replace(item, record=replace(item.record, seq=seq, turn=turn))
+    return replace(item, seq=seq, turn=turn)
 
 
 def _inside_letter(

@@ -26,6 +26,20 @@ class TokenBucket:
         self._levels = list(self._sizes)
         self._at = now
 
+    def take(self, need: Sequence[float], now: float) -> float:
+        """0.0 and taken, or nothing taken and the seconds to wait before asking again."""
+        self._refill(now)
+        levels, wait = self._levels, 0.0
+        for i, amount in enumerate(need):
+            size = self._sizes[i]
+            short = (amount if amount < size else size) - levels[i]
+            if short > 1e-9:
+                wait = max(wait, short / self._rates[i])
+        if not wait:
+            for i, amount in enumerate(need):
+                levels[i] -= amount
+        return wait
+
     def _refill(self, now: float) -> None:
         passed = now - self._at
         if passed > 0:
@@ -34,20 +48,6 @@ class TokenBucket:
             for i, rate in enumerate(self._rates):
                 level = levels[i] + rate * passed
                 levels[i] = level if level < sizes[i] else sizes[i]
-
-    def take(self, need: Sequence[float], now: float) -> float:
-        """0.0 and taken, or nothing taken and the seconds to wait before asking again."""
-        self._refill(now)
-        wait = 0.0
-        for i, amount in enumerate(need):
-            size = self._sizes[i]
-            short = (amount if amount < size else size) - self._levels[i]
-            if short > 1e-9:
-                wait = max(wait, short / self._rates[i])
-        if wait == 0.0:
-            for i, amount in enumerate(need):
-                self._levels[i] -= amount
-        return wait
 
     def settle(self, reserved: Sequence[float], used: Sequence[float]) -> None:
         """Correct an admission: what was reserved comes back, what was used goes."""

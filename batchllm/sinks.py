@@ -23,7 +23,7 @@ from batchllm.errors import ConfigError, LedgerFailed
 _sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 _FLAGS = os.O_RDWR | os.O_APPEND
 _NEAR = 1 << 14
-"""Bytes that are read at once where less is wanted, since lines are mostly read one after the other."""
+"""Bytes around which others are read along, since lines are mostly read near each other."""
 _PIECE = 1 << 16
 """Bytes of one write to stdout, so that `length` tells whether its reader still takes anything."""
 
@@ -108,11 +108,12 @@ class JsonlFile:
         start, block = self._near
         if start <= offset and offset + size <= start + len(block):
             return block[offset - start : offset - start + size]
-        if size < _NEAR:
-            block = self._read(offset, _NEAR)
-            self._near = (offset, block)
-            return block[:size]
-        return self._read(offset, size)
+        if size > _NEAR:
+            return self._read(offset, size)
+        start = offset - offset % _NEAR
+        block = self._read(start, 2 * _NEAR)
+        self._near = (start, block)
+        return block[offset - start : offset - start + size]
 
     def _read(self, offset: int, size: int) -> bytes:
         pieces: list[bytes] = []

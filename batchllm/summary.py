@@ -210,9 +210,11 @@ class Summary:
             if usage is not None:
                 self.input_tokens += usage.input_tokens
                 self.output_tokens += usage.output_tokens
-                self.cached_tokens += usage.cached_tokens
-        self.calls += len(attempts)
-        if len(attempts) > 1:
+                if usage.cached_tokens:
+                    self.cached_tokens += usage.cached_tokens
+        calls = len(attempts)
+        self.calls += calls
+        if calls > 1:
             self.retried += 1
         at = outcome.at
         self.throughput.add(at)
@@ -222,7 +224,7 @@ class Summary:
             self.first_at = at
         if isinstance(outcome, Done):
             self.succeeded += 1
-            if attempts:
+            if calls:
                 self.latency.add(attempts[-1].seconds)
         else:
             self.failed += 1

@@ -21,6 +21,7 @@ _CRC = struct.Struct("<I")
 SIZE = _FIELDS.size + _CRC.size
 """Bytes of an entry."""
 _UNIT_AND_KIND = struct.Struct(f"<Q16xB{SIZE - 25}x")
+_OF_LINE = struct.Struct("<Q16xB3xI36xI")
 
 
 class Entry(NamedTuple):
@@ -90,6 +91,11 @@ def unpack(block: bytes) -> Iterator[Entry]:
 def units(block: bytes) -> Iterator[tuple[int, int]]:
     """Unit and kind of the whole entries of a block, unchecked: a tenth of the time of `unpack`."""
     return _UNIT_AND_KIND.iter_unpack(block[: len(block) // SIZE * SIZE])
+
+
+def of_lines(block: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Unit, kind, length and checksum of the whole entries of a block."""
+    return _OF_LINE.iter_unpack(block[: len(block) // SIZE * SIZE])
 
 
 def agrees(packed: bytes, line: bytes, generation: int) -> bool:

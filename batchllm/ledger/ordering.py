@@ -14,12 +14,13 @@ import struct
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from batchllm.ledger.folder import writing
 from batchllm.ledger.index import SINK_OF, SIZE, units
-from batchllm.ledger.recovery import verified
+from batchllm.ledger.recovery import verified_lines
 from batchllm.ledger.swap import Copies
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ RUN = 1 << 14
 _ROW = struct.Struct(">QBQI")
 _ROW_SIZE = _ROW.size + SIZE
 _BLOCK = 4096 * SIZE
-_CHECK_EVERY = 1024
-"""Lines between two looks whether to go on."""
+_CHECK_EVERY = 256
+"""Lines that are copied together, between two looks whether to go on."""
 
 
 def in_order(journal: Journal) -> bool:
@@ -63,13 +64,17 @@ def order(journal: Journal, check: Callable[[], None] = lambda: None) -> None:
             Copies(journal, [*names, "index"]) as copies,
             tempfile.TemporaryFile(dir=journal.folder.path, suffix=".tmp") as spool,
         ):
-            for n, row in enumerate(_merged(spool, _runs(journal, spool, check))):
-                if not n % _CHECK_EVERY:
-                    check()
-                _, kind, start, length = _ROW.unpack_from(row)
-                name = SINK_OF[kind]
-                copies.write(name, journal.sinks[name].read(start, length))
-                copies.write("index", row[_ROW.size :])
+            rows = _merged(spool, _runs(journal, spool, check))
+            while some := list(islice(rows, _CHECK_EVERY)):
+                check()
+                lines: dict[str, list[bytes]] = {name: [] for name in names}
+                for row in some:
+                    _, kind, start, length = _ROW.unpack_from(row)
+                    name = SINK_OF[kind]
+                    lines[name].append(journal.sinks[name].read(start, length))
+                for name, found in lines.items():
+                    copies.write(name, b"".join(found))
+                copies.write("index", b"".join([row[_ROW.size :] for row in some]))
             copies.commit()
 
 
@@ -99,11 +104,11 @@ def _runs(journal: Journal, spool: BinaryIO, check: Callable[[], None]) -> list[
         bounds.append((start, spool.tell()))
         rows.clear()
 
-    for n, (entry, packed, start, _) in enumerate(verified(journal)):
-        if not n % _CHECK_EVERY:
-            check()
-        rows.append(_ROW.pack(entry.unit, entry.kind, start, entry.length) + packed)
-        if len(rows) == RUN:
+    entries = verified_lines(journal)
+    while some := list(islice(entries, _CHECK_EVERY)):
+        check()
+        rows += [_ROW.pack(unit, kind, at, len(line)) + packed for unit, kind, packed, at, line in some]
+        if len(rows) >= RUN:
             flush()
     flush()
     spool.flush()

@@ -33,15 +33,17 @@ class Settled:
 
     def add(self, unit: int) -> None:
         """Settle a unit; one below the watermark is settled already."""
-        if unit < self.watermark:
+        mark = self.watermark
+        if unit < mark:
             return
-        if unit >= self.watermark + WINDOW:
-            raise ValueError(f"unit {unit} is beyond the window at {self.watermark}")
+        if unit >= mark + WINDOW:
+            raise ValueError(f"unit {unit} is beyond the window at {mark}")
         flags = self._flags
         flags[unit & _MASK] = 1
         if unit >= self._top:
             self._top = unit + 1
-        mark = self.watermark
+        if unit != mark:
+            return
         while flags[mark & _MASK]:
             flags[mark & _MASK] = 0
             mark += 1

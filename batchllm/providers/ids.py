@@ -8,8 +8,8 @@ from typing import Any
 
 def request_id(headers: Mapping[str, str], document: Any = None) -> str | None:
     """The provider's id of the request, from the headers, else from an error body; at most 200 characters."""
-    for name in ("x-request-id", "request-id", "apim-request-id"):
-        if value := headers.get(name):
-            return value[:200]
+    get = headers.get
+    if told := get("x-request-id") or get("request-id") or get("apim-request-id"):
+        return told[:200]
     value = document.get("request_id") if isinstance(document, dict) else None
     return value[:200] if isinstance(value, str) and value else None

@@ -17,6 +17,9 @@ _MAX_ACCEPTS = 50
 _MAX_UNCLOSED = 4
 _MAX_DEPTH = 1000
 
+# Finding digits so is several times faster than with a pattern.
+_DIGITS_TO_0 = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_NUMBER = b"0" * 16
 _OPENING = re.compile(r"[{\[]")
 _MARK = re.compile(r'["{}\[\]]')
 _STRING_BODY = re.compile(r'[^"\\\n]*+(?:\\.[^"\\\n]*+)*+')
@@ -71,7 +74,7 @@ def _candidates(text: str) -> Iterator[tuple[bool, bool, int, Any]]:
 
 def _parse(text: str) -> Any:
     value = orjson.loads(text)
-    if not _may_have_lost_digits(value):
+    if not holds_long_number(text.encode(errors="replace")):
         return value
     try:
         return json.loads(text)
@@ -79,18 +82,9 @@ def _parse(text: str) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def _may_have_lost_digits(value: Any) -> bool:
-    """Whether a number in it may be an integer beyond 64 bits, of which orjson makes a float."""
-    left = [value]
-    while left:
-        part = left.pop()
-        for inner in part.values() if type(part) is dict else part if type(part) is list else (part,):
-            kind = type(inner)
-            if kind is dict or kind is list:
-                left.append(inner)
-            elif kind is float and abs(inner) >= 2**63:
-                return True
-    return False
+def holds_long_number(text: bytes) -> bool:
+    """Whether JSON may hold an integer beyond 64 bits, of which orjson makes a float."""
+    return _LONG_NUMBER in text.translate(_DIGITS_TO_0)
 
 
 def _why_none(answer: str) -> str:

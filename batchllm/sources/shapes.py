@@ -17,6 +17,7 @@ import orjson
 
 from batchllm.lines import members
 from batchllm.model import Dead, Record
+from batchllm.schema import holds_long_number
 
 RECORDS, LETTERS, OPENAI_BATCH = "records", "dead", "openai-batch"
 FORMATS = ("auto", RECORDS, LETTERS, OPENAI_BATCH)
@@ -25,11 +26,6 @@ BATCH_KEYS = frozenset({"custom_id", "method", "url", "body"})
 LETTER_NEEDS = frozenset({"id", "seq", "error", "attempts"})
 LETTER_INSIDES = frozenset({"record", "raw_line", "raw_line_base64"})
 LETTER_MAY = frozenset({"raw", "usage", "cost_usd", "variant", "stages", "fallback", "at"})
-
-# 64-bit integers and shorter come out of orjson as they are, longer ones as floats.
-# Finding them so is several times faster than with a regular expression.
-_DIGITS_TO_0 = bytes.maketrans(b"123456789", b"0" * 9)
-_LONG_NUMBER = b"0" * 16
 
 
 class BadLine(Exception):
@@ -47,7 +43,7 @@ def parse(line: bytes) -> dict[str, Any]:
     """The JSON object on a line, integers of any length exact. Raises BadLine."""
     try:
         value = orjson.loads(line)
-        if _LONG_NUMBER in line.translate(_DIGITS_TO_0):
+        if holds_long_number(line):
             value = json.loads(line)
     except orjson.JSONDecodeError as error:
         try:

@@ -62,8 +62,13 @@ class Lines:
         if end >= 0:
             if not self._length:
                 data = self._block[self._at : end]
-                self._at = end + 1
-                return self._line(data, len(data), whole=True)
+                length, self._at = end - self._at, end + 1
+                start = self.offset
+                if start and length <= self._max_line and not data.endswith(b"\r"):  # nearly all are so
+                    self.number += 1
+                    self.offset = start + length + 1
+                    return Line(data, self.number, start, self.offset, True, False)
+                return self._line(data, length, whole=True)
             self._stash(end)
             self._at = end + 1
             return self._line(bytes(self._carry), self._length, whole=True)

@@ -28,26 +28,20 @@ class TokenBucket:
 
     def take(self, need: Sequence[float], now: float) -> float:
         """0.0 and taken, or nothing taken and the seconds to wait before asking again."""
-        self._refill(now)
         levels, wait = self._levels, 0.0
+        passed = now - self._at if now > self._at else 0.0
+        self._at += passed
         for i, amount in enumerate(need):
-            size = self._sizes[i]
-            short = (amount if amount < size else size) - levels[i]
+            rate, size = self._rates[i], self._sizes[i]
+            level = levels[i] + rate * passed
+            levels[i] = level = level if level < size else size
+            short = (amount if amount < size else size) - level
             if short > 1e-9:
-                wait = max(wait, short / self._rates[i])
+                wait = max(wait, short / rate)
         if not wait:
             for i, amount in enumerate(need):
                 levels[i] -= amount
         return wait
-
-    def _refill(self, now: float) -> None:
-        passed = now - self._at
-        if passed > 0:
-            self._at = now
-            levels, sizes = self._levels, self._sizes
-            for i, rate in enumerate(self._rates):
-                level = levels[i] + rate * passed
-                levels[i] = level if level < sizes[i] else sizes[i]
 
     def settle(self, reserved: Sequence[float], used: Sequence[float]) -> None:
         """Correct an admission: what was reserved comes back, what was used goes."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from hashlib import blake2b
 from typing import Any
 
 from batchllm.errors import BatchError, FatalError, RecordError, Stopped
@@ -42,7 +41,7 @@ class Pipeline:
         self._model = model
         self._schema = schema
         self._raw = raw
-        self._salt = blake2b(f"{run_id}:{generation}:".encode(), digest_size=16)
+        self._name = f"{run_id}-{generation}-"
         self._record_timeout = record_timeout
 
     async def __call__(self, record: Record, emit: Callable[[Note], None]) -> Outcome:
@@ -68,9 +67,8 @@ class Pipeline:
 
     def _request(self, record: Record) -> Request:
         assert record.data is not None  # a Record without data is inside a Dead and never comes here
-        key = self._salt.copy()
-        key.update(b"%d" % record.unit)
-        return Request(self._model, self._render(record.data), key.hexdigest(), self._schema, self._raw)
+        key = f"{self._name}{record.unit}"
+        return Request(self._model, self._render(record.data), key, self._schema, self._raw)
 
 
 def _spent(record: Record, trail: Trail) -> Note:

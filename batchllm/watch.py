@@ -44,7 +44,8 @@ class FailureWatch:
         """Whether the outcome counts, and the error that stops the run, if it does."""
         if isinstance(outcome, Done):
             self._settled += 1
-            self._follow(None)
+            self._here += 1
+            self._streak, self._last = 1, None
             return True, None
         signature = _signature(outcome)
         if self._tripped is not None and signature == self._tripped:

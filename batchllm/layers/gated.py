@@ -14,7 +14,7 @@ from time import monotonic
 
 import anyio
 
-from batchllm.errors import CallError, RateLimited, Stalled
+from batchllm.errors import CallError, RateLimited, Stalled, Stopped
 from batchllm.limits import Estimate, Pauses, TokenBucket
 from batchllm.model import Reply, Request, Trail
 from batchllm.ports import Observer, Provider
@@ -57,7 +57,8 @@ class RateLimiter:
 
     def admitted(self, need: Sequence[float]) -> bool:
         """Whether it may go at once, with its share taken; raises Stopped in a run that stops."""
-        self._stop.check()
+        if self._stop.reason is not None:
+            raise Stopped
         return not self.waiting and self._wait(need, self._clock()) <= 0
 
     async def admit(self, need: Sequence[float]) -> None:

@@ -53,11 +53,12 @@ def _entry(
 ) -> bytes:
     record, trail = outcome.record, outcome.trail
     attempts, usage = trail.attempts, trail.usage
+    unit = record.unit
     return seal(
         line,
         generation,
-        record.unit,
-        record.number,
+        unit,
+        unit if record.turn is None else record.turn,
         digest_of(record.line, meaning),
         kind,
         int(opens),
@@ -72,5 +73,5 @@ def _entry(
 
 
 def digest_of(line: bytes, meaning: bytes) -> int:
-    """64 bits over a record's bytes and what was asked of it; `meaning` is 16 bytes at most."""
-    return int.from_bytes(blake2b(line, digest_size=8, key=meaning).digest(), "little")
+    """64 bits over a record's bytes and what was asked of it; `meaning` is of one length throughout a run."""
+    return int.from_bytes(blake2b(meaning + line, digest_size=8).digest(), "little")

@@ -12,13 +12,12 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
-from batchllm.model import Attempt, Dead, Done, Failure, Record, Trail, Usage
+from batchllm.model import Attempt, Dead, Done, Failure, Record, Trail, Usage, frozen
 
 LONGEST_RAW = 64 << 10
 """Characters of a raw answer that a dead letter holds."""
@@ -26,7 +25,7 @@ LONGEST_RAW = 64 << 10
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]|[^\s,:\[\]{}"]++')
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Shape:
     """How output lines look: `emit` is result, merged or openai-batch."""
 

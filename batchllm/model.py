@@ -6,7 +6,7 @@ Frozen values without behaviour; every room may import this one, and it imports 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
@@ -14,11 +14,26 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def frozen(cls: type[T]) -> type[T]:
-    """A dataclass with slots that the type checker keeps frozen.
+    """A dataclass with slots that the type checker keeps frozen, equal by its fields.
 
-    At runtime it isn't: of what is made for each record, that alone would cost 8 µs.
+    Python's own frozen dataclasses take 0.8 ms each to make, half of the program's start, and those that are
+    made for each record would cost it 8 µs more.
     """
-    return dataclass(slots=True)(cls)
+    made = dataclass(slots=True, eq=False, repr=False)(cls)
+    for name, method in (("__eq__", _equal), ("__repr__", _shown), ("__hash__", None)):
+        setattr(made, name, method)
+    return made
+
+
+def _equal(this: Any, other: Any) -> bool:
+    if type(other) is not type(this):
+        return False
+    return all(getattr(this, each.name) == getattr(other, each.name) for each in fields(this))
+
+
+def _shown(this: Any) -> str:
+    inside = ", ".join(f"{each.name}={getattr(this, each.name)!r}" for each in fields(this) if each.repr)
+    return f"{type(this).__name__}({inside})"
 
 
 @frozen

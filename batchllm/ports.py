@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
-from batchllm.model import Attempt, Dead, Note, Outcome, Position, Record, Reply, Request, Trail
+from batchllm.model import Attempt, Dead, Note, Outcome, Position, Record, Reply, Request, Trail, frozen
 
 
 class Provider(Protocol):
@@ -72,7 +72,7 @@ class Observer(Protocol):
     def run_stopped(self, facts: dict[str, Any]) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProviderSpec:
     """What a provider needs to connect: all of it plain data, none of it logged.
 

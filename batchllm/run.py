@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
@@ -16,7 +15,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from batchllm.engine import Engine, Item
 from batchllm.errors import FatalError
 from batchllm.ledger import Ledger
-from batchllm.model import Note, Outcome
+from batchllm.model import Note, Outcome, frozen
 from batchllm.ports import Source
 from batchllm.stop import Stop
 
@@ -24,7 +23,7 @@ INBOX, OUTBOX = 1, 1
 """Items that a stream holds: lists of at most 1,024 records and 8 MiB, and lists of outcomes like that."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Parts:
     """What a run is made of, wired by `wire`."""
 

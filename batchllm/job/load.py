@@ -11,18 +11,18 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from batchllm.errors import ConfigError
 from batchllm.job import values
 from batchllm.job.settings import Job, Setting, settings
+from batchllm.model import frozen
 
 IMPLICIT = "batchllm.toml"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loaded:
     """The job, and for each setting that was given where: `--rpm`, `BATCHLLM_RPM`, `batchllm.toml line 4`."""
 
@@ -34,7 +34,7 @@ class Loaded:
         return self.origins.get(name, "the default")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Given:
     value: Any
     origin: str

@@ -6,15 +6,16 @@ A setting is *meaning* (what is asked: it must be the same to resume), *operatio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any, Literal
 
 from batchllm.job import values
+from batchllm.model import frozen
 
 Kind = Literal["meaning", "operation", "place"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Setting:
     """One row of the table. `once`: an option for this time only, not in environment or job file."""
 
@@ -59,7 +60,7 @@ def _files(kind: Kind, default: Any, read: values.Reader, flags: str, metavar: s
     return _row(default, kind, read, flags, metavar, help, panel="Files")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Job:
     """Everything that a run was told, merged. Times are in seconds; texts are contents, not paths."""
 

@@ -7,11 +7,11 @@ It never retries a call that failed: that is the business of the layer below.
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from batchllm.errors import Invalid, Refused
-from batchllm.model import Reply, Request, Trail
+from batchllm.model import Reply, Request, Trail, frozen
 from batchllm.ports import Provider
 from batchllm.schema import Schema, find_json
 from batchllm.stop import Stop
@@ -28,7 +28,7 @@ _MAX_SHOWN = 8 * 1024
 _MAX_KEY = 64
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Fault:
     """Why a reply won't do: the cause, a line for people, and what to tell the model."""
 

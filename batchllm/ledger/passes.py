@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from batchllm.ledger.folder import writing
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, Entry, pack
 from batchllm.ledger.recovery import verified
 from batchllm.ledger.swap import Copies
-from batchllm.model import Position
+from batchllm.model import Position, frozen
 from batchllm.summary import Summary
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 Keep = Callable[[Entry, bytes], tuple[Entry, bytes] | None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Later:
     """The pass that a generation is for, as the snapshot keeps it.
 

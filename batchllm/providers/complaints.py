@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import orjson
+
+from batchllm.model import frozen
 
 LONGEST = 300
 _READ = 4096  # so much of a body is searched for words: patterns must not run over megabytes
@@ -42,7 +43,7 @@ _SECONDS |= {"s": 1.0, "m": 60.0, "h": 3600.0, "hours": 3600.0, "d": 86400.0, "d
 _UNITS = _SECONDS | {name[:-1]: seconds for name, seconds in _SECONDS.items() if len(name) > 2}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Complaint:
     """An error body, read.
 

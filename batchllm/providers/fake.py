@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -21,7 +21,7 @@ import orjson
 
 from batchllm.errors import ConfigError, Disconnected, TimedOut
 from batchllm.faults import FaultMix
-from batchllm.model import Reply, Request, Trail
+from batchllm.model import Reply, Request, Trail, frozen
 from batchllm.ports import ProviderSpec
 from batchllm.providers import chat
 from batchllm.providers.script import Line, load
@@ -48,7 +48,7 @@ Wire = tuple[int, dict[str, str], bytes]
 """An answer as a server would send it: status, headers, body."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """What follows the `?`: times in seconds, `jitter` as a share of the latency, up or down."""
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -25,7 +25,7 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from batchllm.errors import ConfigError, Disconnected, FatalError
-from batchllm.model import Reply, Request, Trail
+from batchllm.model import Reply, Request, Trail, frozen
 from batchllm.ports import Provider, ProviderSpec
 from batchllm.providers import openai
 
@@ -43,7 +43,7 @@ _CLOCK = re.compile(r"^[\d.]+ [A-Z] ")  # before each line of the engine's log: 
 _PROGRAM = Path(__file__).with_name("local_server.py")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Model:
     """A model's file and the name under which it answers."""
 
@@ -144,7 +144,7 @@ class Local:
             ) from None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Server:
     """The child process, what it prints to stderr, and how to reach it."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from batchllm.errors import (
     AuthFailed,
@@ -20,6 +19,7 @@ from batchllm.errors import (
     RouteGone,
     TooLarge,
 )
+from batchllm.model import frozen
 
 _CREDIT = "add credit or raise the limit at the provider, then run the same command again"
 _DAILY = "the same command goes on once the quota is renewed; or raise it at the provider"
@@ -34,7 +34,7 @@ UNKNOWN = "unknown"
 """The cause of what no row knows: an odd status, or an error object under 2xx that names nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     """One row: when `pattern` is found at `where` in an answer with one of `statuses`, it means `verdict`.
 

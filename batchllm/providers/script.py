@@ -7,13 +7,13 @@ caller.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from batchllm.errors import ConfigError, Refused
+from batchllm.model import frozen
 
 _FIELDS = ("id", "match", "text", "finish", "usage", "latency_ms", "error")
 _ERROR_FIELDS = ("status", "message", "headers", "code", "type", "param", "body")
@@ -21,7 +21,7 @@ _ERROR_NAMES = ("timeout", "disconnect", "bad_reply")
 _EXAMPLE = 'a line is {"text": "…"} or {"error": {"status": 429, "message": "…"}} or {"error": "timeout"}'
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Line:
     """One answer: a text with its finish reason, or an error in its place; `latency` in seconds or None.
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
 from batchllm.errors import BadReply, BatchError, CallError, RateLimited, RecordError
+from batchllm.model import frozen
 from batchllm.providers.complaints import (
     Complaint,
     of_document,
@@ -85,7 +85,7 @@ def bad_reply(
     return error
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Case:
     """All that a row may look at; `status` came over the wire, `meant` is what it stands for."""
 

@@ -7,15 +7,16 @@ Values only, without sockets and without httpx. `protocol` and `pool` speak in t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+from batchllm.model import frozen
 
 FailureKind = Literal[
     "pool_timeout", "connect", "connect_timeout", "write_timeout", "read_timeout", "read", "protocol"
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bounds:
     """What a pool keeps within: connections in use, bytes of headers and body, seconds of idling.
 
@@ -28,7 +29,7 @@ class Bounds:
     idle: float = 4.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Phases:
     """httpx's four timeouts in seconds, each wait by itself; `read` starts anew with every byte."""
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from batchllm.model import frozen
 from batchllm.summary import Failed, Summary
 from batchllm.ui.figures import duration, per_cent, speed
 from batchllm.ui.lines import to_json
@@ -19,7 +19,7 @@ _MESSAGE_LENGTH = 100
 _CAUSES_SHOWN = 5
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Facts:
     """How a session ended, beyond what the Summary counts.
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import Protocol
 
+from batchllm.model import frozen
 from batchllm.summary import Summary
 
 _WINDOW = 30.0
@@ -84,7 +84,7 @@ def _slope(old: tuple[float, int], new: tuple[float, int]) -> float | None:
     return records / seconds if seconds > 0 and records > 0 else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Figures:
     """One sample of a run. `rate` is in records a second, `eta` and `elapsed` in seconds.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from batchllm.errors import BadInput
@@ -12,7 +11,7 @@ from batchllm.layers.gated import Gate, Gated
 from batchllm.layers.retrying import Retrying
 from batchllm.layers.structured import Structured
 from batchllm.layers.traced import Traced
-from batchllm.model import Dead, Record
+from batchllm.model import Dead, Record, frozen
 from batchllm.pipeline import Render
 from batchllm.ports import Observer, Provider
 from batchllm.prompt import DEFAULT_PROMPT, Prompt, explain_missing, missing_fields
@@ -23,7 +22,7 @@ from batchllm.wire.registry import Chosen, provider_of
 _BATCH_URLS = ("/v1/chat/completions", "/chat/completions")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Asking:
     """The provider, the prompt and the schema of a job, each checked."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate, RateLimiter
 from batchllm.ledger import Ledger, Reorder, Settled, State, restore
 from batchllm.lines import Shape
+from batchllm.model import frozen
 from batchllm.pipeline import Pipeline
 from batchllm.ports import Observer
 from batchllm.run import Parts
@@ -40,7 +41,7 @@ SPARE_DESCRIPTORS = 64
 """Files and pipes beside one connection for each call in flight."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Again:
     """Dead letters are to be tried again: those of `kinds`, all where there are none.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from batchllm.job import Job
 from batchllm.layers.gated import Gate
 from batchllm.ledger import Ledger
+from batchllm.model import frozen
 from batchllm.run import Parts
 from batchllm.sources import JsonlSource
 from batchllm.summary import Summary
@@ -91,7 +92,7 @@ class Live:
             self.opened.journal.close()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finished:
     """An earlier session settled everything: there is nothing to run."""
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from batchllm.errors import ConfigError
 from batchllm.job import Job
+from batchllm.model import frozen
 
 _SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".gz", ".zst"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Places:
     """`inputs` are paths, `-` for stdin; `output` a path, or `-` for stdout; `dead_letter` a path."""
 

@@ -9,14 +9,14 @@ import difflib
 import importlib
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from batchllm.errors import ConfigError
 from batchllm.job import Loaded
+from batchllm.model import frozen
 from batchllm.ports import Connect, ProviderSpec
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProviderRow:
     """`key` and `url` are the variables that hold key and address; `module` offers `connect`."""
 
@@ -38,7 +38,7 @@ PROVIDERS: Mapping[str, ProviderRow] = {
 STAND_IN = "local/smollm2"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Chosen:
     """A provider and what it needs. `warning` is said when the run starts."""
 

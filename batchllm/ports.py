@@ -77,7 +77,8 @@ class ProviderSpec:
     """What a provider needs to connect: all of it plain data, none of it logged.
 
     `model` is the name after `PROVIDER/`; `key` the secret itself; `timeout` in seconds from send to last
-    byte; `concurrency` the most calls that will be in flight; `http` which client carries them: `own`, or
+    byte; `whole` whether answers are wanted whole, as `Reply.raw`, which takes memory;
+    `concurrency` the most calls that will be in flight; `http` which client carries them: `own`, or
     `stock` for httpx's.
     """
 
@@ -87,6 +88,7 @@ class ProviderSpec:
     timeout: float = 120.0
     concurrency: int = 20
     http: str = "own"
+    whole: bool = True
 
 
 class Connect(Protocol):

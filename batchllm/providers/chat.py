@@ -86,10 +86,12 @@ def read_answer(
     now: float,
     proven: bool = False,
     secret: str | None = None,
+    whole: bool = True,
 ) -> Reply:
     """Read an HTTP answer into a Reply, or raise what it means instead.
 
-    `model` is named in the Reply where the body names none; the rest is as in `verdicts.verdict`.
+    `model` is named in the Reply where the body names none; `whole` says whether the Reply is to hold the
+    body, too; the rest is as in `verdicts.verdict`.
     """
     if not 200 <= status < 300:
         from batchllm.providers.verdicts import verdict
@@ -101,7 +103,7 @@ def read_answer(
         from batchllm.providers.misread import no_json
 
         raise no_json(status, headers, content, broken, secret) from None
-    reply = _usual(document, headers)
+    reply = _usual(document, headers, whole)
     if reply is not None:
         return reply
     complaint = _complaint(document)
@@ -117,7 +119,7 @@ def read_answer(
     return found
 
 
-def _usual(document: Any, headers: Mapping[str, str]) -> Reply | None:
+def _usual(document: Any, headers: Mapping[str, str], whole: bool) -> Reply | None:
     """The Reply in a completion of the usual form, at a third of the cost; None asks for a closer look."""
     try:
         choice = document["choices"][0]
@@ -140,7 +142,8 @@ def _usual(document: Any, headers: Mapping[str, str]) -> Reply | None:
         return None
     if type(identity) is not str:
         return None
-    return Reply(text, text, _usage(document.get("usage")), "stop", named, identity, document)
+    raw = document if whole else None
+    return Reply(text, text, _usage(document.get("usage")), "stop", named, identity, raw)
 
 
 def _complaint(document: Any) -> Any:

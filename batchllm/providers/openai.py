@@ -111,6 +111,7 @@ class OpenAI:
                 now=time.time(),
                 proven=self.proven,
                 secret=self._secret,
+                whole=spec.whole,
             )
         except RouteGone as gone:
             from batchllm.providers.rules import MODEL_HINT

@@ -67,6 +67,7 @@ def provider_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -
         timeout=job.timeout,
         concurrency=job.concurrency,
         http=job.http,
+        whole=job.emit == "openai-batch",
     )
     connect: Connect = importlib.import_module(row.module).connect
     return Chosen(model, connect, spec, warning)

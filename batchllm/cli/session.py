@@ -28,7 +28,9 @@ from batchllm.stop import Stop
 from batchllm.wire import Again, Finished, Live, build
 
 if TYPE_CHECKING:
+    from batchllm.job import Job
     from batchllm.ports import Observer
+    from batchllm.summary import Summary
 
 _PATIENCE = 1.0
 """Seconds that a stopped run waits at least for stdout's reader to take anything more."""
@@ -115,7 +117,7 @@ async def _passes(session: _Session, retry: Again | None) -> int:
         return _end(session, last)
     if isinstance(live, Finished):
         ui.final(live.summary, _finished_facts(live), kind=session.kind(False), quiet=job.quiet)
-        return 1 if live.summary.failed or live.unfinished_line else 0
+        return int(_too_many_failed(live.summary, job) or bool(live.unfinished_line))
     reason, hint = _reason(stop)
     if not isinstance(stop.reason, OutputClosed):
         ui.say(f"stopped: {reason}")
@@ -267,7 +269,13 @@ def _end(session: _Session, live: Live) -> int:
         resumed=session.skipped or 0,
     )
     ui.final(live.summary, facts, kind=session.kind(live.places.on_stdout), quiet=live.job.quiet)
-    return _code(stop) or (1 if live.summary.failed or live.source.unfinished else 0)
+    return _code(stop) or int(_too_many_failed(live.summary, live.job) or bool(live.source.unfinished))
+
+
+def _too_many_failed(summary: Summary, job: Job) -> bool:
+    """Whether a finished run has more dead letters than `--accept-failures` allows."""
+    most = job.accept_failures
+    return summary.failed > (most * summary.settled if isinstance(most, float) else most)
 
 
 def _reason(stop: Stop) -> tuple[str | None, str | None]:

@@ -237,6 +237,13 @@ class Job:
     max_failures: int | float | None = _how(
         None, values.count_or_share, "--max-failures", "N|P%", "Stop (exit 3) beyond so many dead letters"
     )
+    accept_failures: int | float = _how(
+        0,
+        values.count_or_share,
+        "--accept-failures",
+        "N|P%",
+        "Finished with no more dead letters is exit 0 (default 0)",
+    )
     max_stall: float = _how(
         900.0,
         values.duration,

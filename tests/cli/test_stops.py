@@ -16,6 +16,7 @@ from tests.running import (
     Ran,
     ended,
     names,
+    rows,
     run,
     started,
     tickets,
@@ -115,6 +116,19 @@ def test_too_many_failures_stop_the_run_and_it_goes_on_where_more_are_allowed(tm
     assert "more than --max-failures 20%" in share.stderr
     assert 50 <= len(share.rows("share.out.jsonl")) + len(share.rows("share.dead.jsonl")) < 150
     assert [len(more.rows("a.out.jsonl")), len(letters(more))] == [100, 100]
+
+
+def test_failures_that_are_accepted_make_no_exit_code(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"id": n, "text": "bad" if n % 10 == 3 else "good"} for n in range(100)])
+    write(tmp_path / "replies.jsonl", [
+        {"match": "good", "text": "fine"},
+        {"match": "bad", "text": "", "finish": "content_filter"},
+    ])  # fmt: skip
+    command = ("a.jsonl", "-m", "fake/script?file=replies.jsonl&by=match")
+    codes = [run(tmp_path, *command, "--accept-failures", most).code for most in ("10", "9", "10%", "9%")]
+    assert codes == [0, 1, 0, 1]
+    assert run(tmp_path, *command).code == 1
+    assert len(rows(tmp_path / "a.dead.jsonl")) == 10
 
 
 def test_a_long_wait_that_is_asked_of_us_stops_the_run(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ know nothing of what is in them, of commits or of recovery. `reader_gone` tells 
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import select
@@ -18,7 +19,7 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 
-from batchllm.errors import ConfigError, LedgerFailed
+from batchllm.errors import ConfigError, InUse, LedgerFailed
 
 _sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 _FLAGS = os.O_RDWR | os.O_APPEND
@@ -72,6 +73,8 @@ class JsonlFile:
                 written = os.write(fd, view)
                 self._length += written
                 view = view[written:]
+        except InUse as error:
+            raise LedgerFailed(error.message, error.hint) from None
         except OSError as error:
             if self._length > before:
                 self._cut_quietly(before)
@@ -156,9 +159,22 @@ class JsonlFile:
         if not stat.S_ISREG(facts.st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, "it is no regular file (stdout is -o -)")
+        self._lock(fd)
         self._fd = fd
         self._length = facts.st_size
         return fd
+
+    def _lock(self, fd: int) -> None:
+        """Keep others off, whatever name they call the file by; InUse where one of them was first."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise InUse(
+                f"another run writes to {self.path}", "wait for it, or name another file with -o or -d"
+            ) from None
+        except OSError:
+            pass  # a file system without locks: the run folder's is all there is
 
     def _cut_quietly(self, length: int) -> None:
         try:

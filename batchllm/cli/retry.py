@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from batchllm.cli.options import job_file, parameter, take
+from batchllm.errors import ConfigError
 from batchllm.job import load, settings
 
 _OUTPUT = typer.Argument(help="The output of the run.", metavar="OUTPUT", show_default=False)
 _ONLY = typer.Option(
     "--only", metavar="KIND", help="Only letters of this kind; repeatable", show_default=False
 )
+_KINDS = frozenset({"bad_input", "too_large", "refused", "invalid", "exhausted", "internal"})
 _RUNS_OWN = frozenset(
     row.name
     for row in settings().values()
@@ -35,8 +37,12 @@ def retry(output: str, only: list[str] | None, **options: Any) -> None:
     from batchllm.cli.session import start
     from batchllm.wire import Again, stored_job
 
+    if unknown := sorted(set(only or ()) - _KINDS):
+        raise ConfigError(
+            f"--only: no letters are of the kind {unknown[0]}", f"one of: {', '.join(sorted(_KINDS))}"
+        )
     base = stored_job(output)
     loaded = load(options, {}, Path(), base=base)
-    asked = ("model", "prompt", "system", "schema", "param")
+    asked = ("model", "prompt", "system", "schema", "param", "base_url", "api_key_env")
     changes = {name: value for name in asked if (value := getattr(loaded.job, name)) != base.get(name)}
     raise typer.Exit(start(loaded, Again(tuple(only or ()), changes)))

@@ -215,7 +215,11 @@ class Job:
         "One attempt, from send to last byte, in seconds (default 120)",
     )
     record_timeout: float | None = _how(
-        None, values.duration, "--record-timeout", "S", "One record in all, pauses not counted"
+        None,
+        values.duration,
+        "--record-timeout",
+        "S",
+        "One record in all, pauses and limits' waits not counted",
     )
     max_retries: int = _how(
         3,

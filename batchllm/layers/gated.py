@@ -114,7 +114,7 @@ class Gate:
         self._stop = stop
         self._max_stall = max_stall
         self._observers = observers
-        self._clock = clock
+        self.clock = self._clock = clock
         self._draw = draw
         self._moved = clock()
         self._at_work = 0
@@ -194,18 +194,20 @@ class Gated:
             size = _size(request)
             need = limiter.need(size, _most(request))
         while True:
-            timed = trail.deadline is not None
-            paused = limiter.paused() if timed else 0.0
+            paused = limiter.paused() if trail.deadline is not None else 0.0
             slot = object()
             try:  # a tenth of the cost of waiting, where there is a place
                 window.acquire_on_behalf_of_nowait(slot)
             except anyio.WouldBlock:
                 await window.acquire_on_behalf_of(slot)
             try:
-                if not limiter.admitted(need):
-                    await limiter.admit(need)
-                if timed and trail.deadline is not None:
+                if trail.deadline is not None:
                     trail.deadline += limiter.paused() - paused
+                if not limiter.admitted(need):
+                    began = gate.clock()
+                    await limiter.admit(need)
+                    if trail.deadline is not None:  # our own limits are no fault of the record's either
+                        trail.deadline += gate.clock() - began
                 gate.in_flight += 1
                 try:
                     reply = await self._inner.complete(request, trail)

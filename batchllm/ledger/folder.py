@@ -17,6 +17,13 @@ import orjson
 
 from batchllm.errors import ConfigError, InUse, LedgerFailed
 
+_NEEDS = {
+    "job.json": ("run_id", "dead_letter", "meaning", "operation", "inputs"),
+    "session": ("boot",),
+    "swap": ("documents",),
+    "aside": ("moves",),
+}
+"""What a document must hold."""
 VERSION = 1
 """Of the folder's format; another one is refused."""
 
@@ -103,6 +110,11 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path / name} has format version {found}, this batchllm writes {VERSION}",
                 "go on with the batchllm that began the run, or start over with --fresh",
+            )
+        if missing := [key for key in _NEEDS.get(name, ()) if key not in document]:
+            raise ConfigError(
+                f"{self.path / name} is not whole: it says nothing of {', '.join(missing)}",
+                "put it back as it was, or start over with --fresh (the old files are kept aside)",
             )
         return document
 

@@ -202,9 +202,12 @@ def _lines(sink: SinkFile) -> Iterator[bytes]:
 
 def _check_letter(path: str, line: bytes) -> None:
     """Raise ConfigError for a line that doesn't say how its record failed, as every dead letter does."""
-    error = orjson.loads(line).get("error")
-    if not isinstance(error, dict) or not all(
-        isinstance(error.get(part), str) for part in ("kind", "cause", "message")
+    letter = orjson.loads(line)
+    error = letter.get("error")
+    whole = isinstance(letter.get("seq"), int) and letter.keys() & {"record", "raw_line", "raw_line_base64"}
+    if not whole or not (
+        isinstance(error, dict)
+        and all(isinstance(error.get(part), str) for part in ("kind", "cause", "message"))
     ):
         raise ConfigError(
             f"{path} holds a line that is no dead letter: {line[:60].decode(errors='replace').strip()}",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from batchllm.ledger.journal import Journal, SinkFile
 
 _BUFFER = 1 << 20
-_SUFFIX = ".next"
+_SUFFIX = ".batchllm-next"
 
 
 class Copies:

@@ -7,6 +7,7 @@ then: its many patterns take longer to compile than the rest of the room to impo
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Mapping
@@ -100,6 +101,11 @@ def read_answer(
     try:
         document = orjson.loads(content)
     except orjson.JSONDecodeError as broken:
+        if content.startswith(codecs.BOM_UTF8):
+            rest = content.removeprefix(codecs.BOM_UTF8)
+            return read_answer(
+                status, headers, rest, model=model, now=now, proven=proven, secret=secret, whole=whole
+            )
         from batchllm.providers.misread import no_json
 
         raise no_json(status, headers, content, broken, secret) from None
@@ -231,14 +237,23 @@ def _usage(usage: Any) -> Usage:
     sent, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    if not (type(sent) is type(made) is type(cached) is int and sent >= 0 <= made and cached >= 0):
+    if not (
+        type(sent) is type(made) is type(cached) is int
+        and 0 <= sent < _MOST_TOKENS
+        and 0 <= made < _MOST_TOKENS
+        and 0 <= cached < _MOST_TOKENS
+    ):
         sent, made, cached = _count(sent), _count(made), _count(cached)
     return Usage(sent, made, cached)
 
 
+_MOST_TOKENS = 1 << 32
+"""From here on a number of tokens is none, and would burst what adds them up."""
+
+
 def _count(value: Any) -> int:
     """A number of tokens."""
-    return value if type(value) is int and value > 0 else 0
+    return value if type(value) is int and 0 < value < _MOST_TOKENS else 0
 
 
 def _glimpse(document: Any) -> str:

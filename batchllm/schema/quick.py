@@ -12,14 +12,14 @@ from typing import Any
 _ALIKE = frozenset(
     {
         *("type", "enum", "const", "properties", "required", "additionalProperties", "propertyNames"),
-        *("minProperties", "maxProperties", "items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
+        *("minProperties", "maxProperties", "items", "prefixItems", "minItems", "maxItems"),
         *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength"),
         *("allOf", "anyOf", "oneOf", "not", "$ref", "$defs", "definitions", "$schema", "$comment"),
         *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
     }
 )
 """Keywords that mean the same to both libraries. Not among them: patterns and formats, whose dialects differ,
-`multipleOf`, whose arithmetic does, and all that gives schemas names of their own."""
+`multipleOf` and `uniqueItems`, whose arithmetic does, and all that gives schemas names of their own."""
 _DRAFTS = {
     "https://json-schema.org/draft/2020-12/schema": "Draft202012Validator",
     "http://json-schema.org/draft-07/schema#": "Draft7Validator",

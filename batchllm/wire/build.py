@@ -22,7 +22,7 @@ from batchllm.ledger import Ledger, Reorder, Settled, State, restore
 from batchllm.lines import Shape
 from batchllm.model import frozen
 from batchllm.pipeline import Pipeline
-from batchllm.ports import Observer
+from batchllm.ports import Observer, Provider
 from batchllm.run import Parts
 from batchllm.sinks import JsonlFile, Stdout
 from batchllm.sources import JsonlSource, check_inputs
@@ -33,7 +33,7 @@ from batchllm.watch import FailureWatch
 from batchllm.wire.asking import Asking, asking, same_failure_hint
 from batchllm.wire.later import again, meaning_digest, replan
 from batchllm.wire.live import Finished, Live
-from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, write_header
+from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, without_secrets, write_header
 from batchllm.wire.places import Places, places
 from batchllm.wire.resume import move_old_letters, open_run
 
@@ -75,31 +75,65 @@ async def build(
     where = places(loaded.job)
     if retry is None:
         check_inputs(where.inputs)
+    if where.on_stdout and loaded.job.rounds:
+        raise ConfigError("--rounds needs an output that can be gone on with", "give -o FILE")
     asked = asking(loaded, environ, terminal=terminal)
     _check_descriptors(loaded.job)
     if where.on_stdout:
         live = await _assemble(asked, where, None, stop, observers, stack, say)
     else:
-        opened = (
-            open_run(loaded.job, where, say) if retry is None else _open_again(loaded.job, where, retry, say)
-        )
+        opened = open_run(loaded.job, where, say) if retry is None else _open_again(loaded.job, where, say)
         with ExitStack() as undo:
             undo.callback(discard, opened)
-            if opened.replan is not None:
-                await replan(opened, loaded.job, where)
+            provider = await _begin_pass(asked, where, opened, retry, stack)
             if _nothing_to_do(opened, where, retry):
                 return Finished(where, restore(opened.state), opened.state.unfinished_line)
-            if opened.state.later is not None and opened.state.later.job:
-                loaded = replace(loaded, job=replace(loaded.job, **opened.state.later.job))
+            if provider is None and opened.state.later is not None and opened.state.later.job:
+                changes = opened.state.later.job | (retry.changes if retry is not None else {})
+                loaded = replace(loaded, job=replace(loaded.job, **changes))
                 asked = asking(loaded, environ, terminal=terminal)
-            live = await _assemble(asked, where, opened, stop, observers, stack, say)
+            live = await _assemble(asked, where, opened, stop, observers, stack, say, provider)
             undo.pop_all()
     if asked.chosen.warning:
         live.warnings.append(asked.chosen.warning)
     return live
 
 
-def _open_again(job: Job, where: Places, retry: Again, say: Say) -> Opened:
+async def _begin_pass(
+    asked: Asking, where: Places, opened: Opened, retry: Again | None, stack: AsyncExitStack
+) -> Provider | None:
+    """Begin the later pass that is asked for, if one is; the provider, connected for it.
+
+    Whatever can be refused is refused before: a pass that has begun has taken lines out of the files.
+    """
+    if opened.state.later is not None or (retry is None and opened.replan is None):
+        return None
+    job = asked.job
+    if retry is None and job.limit is not None:
+        raise ConfigError("--limit can't choose among records that are settled in part", "leave out --limit")
+    letters = opened.journal.sinks["dead"].length
+    if "-" not in where.inputs if retry is None else letters:
+        source = JsonlSource(
+            where.inputs if retry is None else [where.dead_letter],
+            input_format=job.input_format if retry is None else "dead",
+            max_line=2 * job.max_line + (1 << 20),
+        )
+        try:
+            first = await source.peek(asked.enough)
+        finally:
+            source.close()
+        if opened.header.get("shape") != "openai-batch":
+            asked.check_fields(first)
+    provider = await stack.enter_async_context(asked.chosen.connect(asked.chosen.spec))
+    if retry is None:
+        await replan(opened, job, where)
+    else:
+        kept = retry.changes | {"base_url": without_secrets(job.base_url)}
+        again(opened, retry.chooses, kept if "base_url" in retry.changes else retry.changes)
+    return provider
+
+
+def _open_again(job: Job, where: Places, say: Say) -> Opened:
     """Open a finished run for its dead letters, or one whose pass over them was cut short."""
     opened = open_folder(job, where, say)
     with ExitStack() as undo:
@@ -113,8 +147,6 @@ def _open_again(job: Job, where: Places, retry: Again, say: Say) -> Opened:
             raise ConfigError(
                 f"the run of {where.output} is not finished", "run its own command again first, then retry"
             )
-        else:
-            again(opened, retry.chooses, retry.changes)
         undo.pop_all()
     return opened
 
@@ -138,6 +170,7 @@ async def _assemble(
     observers: Sequence[Observer],
     stack: AsyncExitStack,
     say: Say,
+    provider: Provider | None = None,
 ) -> Live:
     job = asked.job
     state = opened.state if opened is not None else State(settled=Settled())
@@ -149,7 +182,8 @@ async def _assemble(
     raw = shape == "openai-batch"
     if not raw and (opened is None or opened.new):
         asked.check_fields(first)
-    provider = await stack.enter_async_context(asked.chosen.connect(asked.chosen.spec))
+    if provider is None:
+        provider = await stack.enter_async_context(asked.chosen.connect(asked.chosen.spec))
     if opened is not None and state.later is None:
         write_header(opened, job, where, shape)
     ceiling = getattr(provider, "ceiling", None)

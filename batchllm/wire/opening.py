@@ -5,6 +5,7 @@ It compares nothing and decides nothing about resuming; `resume` does.
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -59,13 +60,14 @@ def open_folder(job: Job, places: Places, say: Say, *, fresh: bool = False) -> O
             folder.acquire()
         elif fresh:
             tell(move_aside([output, dead]), say)
-        journal = Journal(folder, JsonlFile(str(folder.index), lazy=True), _sinks(places, folder))
-        undo.callback(journal.close_files)
         begun = folder.exists()
         adopt = job.resume_by == "id"
         if not begun and not adopt:
             _refuse_orphan(output, folder)
+            JsonlFile(str(dead), lazy=True).close()  # another run's, which still writes to them, stay there
             tell(move_aside([dead]), say)
+        journal = Journal(folder, JsonlFile(str(folder.index), lazy=True), _sinks(places, folder))
+        undo.callback(journal.close_files)
         header = folder.read("job.json") or {}
         if begun:
             _check_letters(header, places)
@@ -95,15 +97,20 @@ def header_of(run_id: str, job: Job, places: Places, shape: str | None) -> dict[
         "dead_letter": str(Path(places.dead_letter).absolute()),
         "shape": shape,
         "meaning": meaning_of(job, places),
-        "operation": operation | {"base_url": _without_secrets(job.base_url)},
+        "operation": operation | {"base_url": without_secrets(job.base_url)},
     }
+
+
+def absolute(path: str) -> str:
+    """The path from the root, without `..` and `.`; links are left as they are."""
+    return os.path.normpath(Path(path).absolute())
 
 
 def meaning_of(job: Job, places: Places) -> dict[str, Any]:
     """Every setting that must be the same to resume, as JSON carries it."""
     table = settings()
     meaning = {f.name: getattr(job, f.name) for f in fields(Job) if table[f.name].kind == "meaning"}
-    inputs = [path if path == "-" else str(Path(path).absolute()) for path in places.inputs]
+    inputs = [path if path == "-" else absolute(path) for path in places.inputs]
     return meaning | {"input": inputs, "keep": list(job.keep)}
 
 
@@ -190,7 +197,7 @@ def _failed_id(job: Job) -> Callable[[bytes], Any]:
     return read
 
 
-def _without_secrets(url: str | None) -> str | None:
+def without_secrets(url: str | None) -> str | None:
     """An address without its user, password and query, any of which may hold a key."""
     if url is None:
         return None

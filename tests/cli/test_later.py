@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.running import ECHO, Ran, rows, run, write
+from tests.running import ECHO, Ran, rows, run, started, write
 
 FAULTY = ("-m", "fake/echo?faults=500:0.4&seed=2", "--max-retries", "0", "--progress", "none")
 
@@ -158,3 +158,49 @@ def test_a_dead_letter_file_that_is_none_is_not_adopted(tmp_path: Path) -> None:
         assert "is no dead letter" in refused.error
         assert (tmp_path / "a.dead.jsonl").read_bytes() == line
         assert not (tmp_path / "a.out.jsonl").exists()
+
+
+def test_a_later_pass_that_cannot_be_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", _texts(30))
+    run(tmp_path, "a.jsonl", *FAULTY)
+    files = [tmp_path / "a.out.jsonl", tmp_path / "a.dead.jsonl"]
+    before = [path.read_bytes() for path in files]
+    redo = ("a.jsonl", "--on-change", "redo")
+    for refused in (
+        run(tmp_path, *redo, *FAULTY, "-p", "x {{ txet }}"),
+        run(tmp_path, *redo, "-m", "python/nomod:f"),
+        run(tmp_path, *redo, *FAULTY, "-p", "x {{ text }}", "--limit", "3"),
+        run(tmp_path, "a.out.jsonl", "-p", "{{ nofield }}", verb="retry"),
+        run(tmp_path, "a.out.jsonl", "-m", "python/nomod:f", verb="retry"),
+        run(tmp_path, "a.out.jsonl", "--only", "nosuch", verb="retry"),
+    ):
+        assert refused.code == 2, refused.stderr
+        assert [path.read_bytes() for path in files] == before
+    assert run(tmp_path, "a.out.jsonl", *ECHO, verb="retry").code == 0
+
+
+def test_one_file_has_one_run_whatever_it_is_called(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", _texts(4))
+    (tmp_path / "real.jsonl").touch()
+    (tmp_path / "link.jsonl").symlink_to("real.jsonl")
+    slow = ("a.jsonl", "-m", "fake/echo?latency_ms=60000")
+    with started(tmp_path, *slow, "-o", "link.jsonl", "-vv") as first:
+        assert first.stderr is not None
+        assert b"run_started" in first.stderr.readline()
+        second = run(tmp_path, *slow, "-o", "real.jsonl")
+        assert (second.code, "another run writes to" in second.error) == (4, True)
+        first.kill()
+        first.wait()
+
+
+def test_an_older_file_of_letters_is_moved_aside_before_the_first_run(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", _texts(3))
+    (tmp_path / "a.dead.jsonl").write_text('{"x":1}\n')
+    assert run(tmp_path, "a.jsonl", *ECHO, "-o", "a.out.jsonl").code == 0
+    assert (tmp_path / "a.dead.jsonl.old1").read_text() == '{"x":1}\n'
+
+
+def test_rounds_need_a_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", _texts(3))
+    refused = run(tmp_path, "a.jsonl", *ECHO, "-o", "-", "--rounds", "2")
+    assert (refused.code, refused.stdout) == (2, b"")

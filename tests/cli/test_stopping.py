@@ -50,7 +50,7 @@ def leftovers(folder: Path) -> list[Path]:
     return [
         path
         for path in folder.rglob("*")
-        if path.suffix in (".tmp", ".next") or path.name.startswith("todo-") or path.name == "swap"
+        if path.suffix in (".tmp", ".batchllm-next") or path.name.startswith("todo-") or path.name == "swap"
     ]
 
 

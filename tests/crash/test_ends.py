@@ -129,7 +129,7 @@ def test_a_full_disk_stops_the_run_and_with_room_it_goes_on(
             assert end.code in (2, 3), end
             assert "no space left" in end.errors.lower(), end
             assert "hint: " in end.errors
-        assert not [path for path in folder.rglob("*") if path.suffix in (".tmp", ".next")]
+        assert not [path for path in folder.rglob("*") if path.suffix in (".tmp", ".batchllm-next")]
         kept = written(folder)
         filler.unlink()
         finishes(launched, folder, lines)

@@ -175,7 +175,7 @@ def test_no_flipped_bit_before_the_snapshot_moves_a_line(data: Draw) -> None:
             stop = run.files.session([], shape=run.shape, complete=True, ordered=True)
             assert run.lines() == before
             assert stop.reason is None or isinstance(stop.reason, LedgerFailed)
-            assert not list(run.files.output.parent.rglob("*.next"))
+            assert not list(run.files.output.parent.rglob("*.batchllm-next"))
 
 
 def flip(path: Path, start: int, data: Draw) -> bool:

@@ -180,18 +180,18 @@ def test_a_swap_that_was_cut_short_is_finished_on_opening(tmp_path: Path) -> Non
             (other.dead, files.dead),
         ]
         for number, (ordered, target) in enumerate(copies):
-            place = target if number < renamed else target.with_name(target.name + ".next")
+            place = target if number < renamed else target.with_name(target.name + ".batchllm-next")
             place.write_bytes(ordered.read_bytes())
         (files.run / "swap").write_bytes(orjson.dumps({"version": 1, "documents": {}}))
         assert files.state().settled.watermark == 5
         assert files.seqs() == [0, 2, 4, 1, 3]
-        assert not list(files.run.parent.rglob("*.next"))
+        assert not list(files.run.parent.rglob("*.batchllm-next"))
 
 
 def test_a_half_written_copy_is_removed_on_opening(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.session([[done(1), done(0)]])
-    half = files.output.with_name("out.jsonl.next")
+    half = files.output.with_name("out.jsonl.batchllm-next")
     half.write_bytes(b'{"half"')
     assert files.state().settled.watermark == 2
     assert not half.exists()

@@ -26,7 +26,7 @@ from batchllm.ledger.swap import Copies
 if TYPE_CHECKING:
     from batchllm.ledger.journal import Journal
 
-RUN = 1 << 14
+RUN = 1 << 13
 """Entries that are sorted in memory at once; while runs are merged, as many are read ahead in all."""
 
 _ROW = struct.Struct(">QBQI")

@@ -60,7 +60,7 @@ def open_folder(job: Job, places: Places, say: Say, *, fresh: bool = False) -> O
             folder.acquire()
         elif fresh:
             tell(move_aside([output, dead]), say)
-        begun = folder.exists()
+        begun = folder.exists() or (folder.path / "swap").exists()  # which may bring the header
         adopt = job.resume_by == "id"
         if not begun and not adopt:
             _refuse_orphan(output, folder)
@@ -68,6 +68,7 @@ def open_folder(job: Job, places: Places, say: Say, *, fresh: bool = False) -> O
             tell(move_aside([dead]), say)
         journal = Journal(folder, JsonlFile(str(folder.index), lazy=True), _sinks(places, folder))
         undo.callback(journal.close_files)
+        begun = folder.exists()
         header = folder.read("job.json") or {}
         if begun:
             _check_letters(header, places)

@@ -114,7 +114,7 @@ class Gate:
         self._stop = stop
         self._max_stall = max_stall
         self._observers = observers
-        self.clock = self._clock = clock
+        self.clock = clock
         self._draw = draw
         self._moved = clock()
         self._at_work = 0
@@ -131,7 +131,7 @@ class Gate:
     def began(self) -> None:
         """A request is taken up; after a time without any, silence is counted from here."""
         if not self._at_work:
-            self._moved = self._clock()
+            self._moved = self.clock()
         self._at_work += 1
 
     def ended(self) -> None:
@@ -140,11 +140,11 @@ class Gate:
 
     def succeeded(self) -> None:
         """A call was answered."""
-        self._moved = self._clock()
+        self._moved = self.clock()
 
     def refused(self, error: RateLimited) -> None:
         """The quota is used up: pause everyone on it."""
-        seconds = self.limiter.pauses.add(self._clock(), error.retry_after, self._draw())
+        seconds = self.limiter.pauses.add(self.clock(), error.retry_after, self._draw())
         for observer in self._observers:
             observer.pause(seconds, error.message)
         self.failed(error)
@@ -159,7 +159,7 @@ class Gate:
                     "run the same command again then, or raise --max-stall",
                 )
             )
-        silent = self._clock() - self._moved
+        silent = self.clock() - self._moved
         if silent > self._max_stall:
             self._stop.set(
                 Stalled(
@@ -171,7 +171,7 @@ class Gate:
 
     def waits(self) -> str | None:
         """Why calls are held back now, in words, or None."""
-        left = self.limiter.pauses.until - self._clock()
+        left = self.limiter.pauses.until - self.clock()
         if left > 0:
             return f"paused {left:.0f} s by the service's rate limit"
         if self.limiter.waiting > 1:

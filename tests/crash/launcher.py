@@ -70,7 +70,7 @@ class Steps:
         if write is not None and size:
             write(self._random.randrange(size + 1))
         os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
+        time.sleep(60)  # never reached but where the kill comes a moment later: no further step may be taken
 
 
 STEPS = Steps()

@@ -223,6 +223,8 @@ class Engine:
             self._settled.set()
         else:
             self.dropped += 1
+            if outcome.trail.attempts:
+                self._emit(outcome.trail.spent(outcome.record.seq))
         if verdict is not None:
             self._stop.set(verdict)
 

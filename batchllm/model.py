@@ -170,6 +170,12 @@ class Trail:
                 total = total + attempt.usage
         return total
 
+    def spent(self, seq: int) -> Note:
+        """The note that record `seq` leaves where it ends without an outcome after calls of it."""
+        used = self.usage
+        usage = {each.name: getattr(used, each.name) for each in fields(used)}
+        return Note("spent", {"seq": seq, "calls": len(self.attempts), "usage": usage})
+
 
 @frozen
 class Failure:

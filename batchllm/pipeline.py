@@ -62,22 +62,13 @@ class Pipeline:
             outcome = Dead(record, _failure(error), trail, time.time())
         finally:
             if outcome is None and trail.attempts:
-                emit(_spent(record, trail))
+                emit(trail.spent(record.seq))
         return outcome
 
     def _request(self, record: Record) -> Request:
         assert record.data is not None  # a Record without data is inside a Dead and never comes here
         key = f"{self._name}{record.unit}"
         return Request(self._model, self._render(record.data), key, self._schema, self._raw)
-
-
-def _spent(record: Record, trail: Trail) -> Note:
-    usage = {
-        "input_tokens": trail.usage.input_tokens,
-        "output_tokens": trail.usage.output_tokens,
-        "cached_tokens": trail.usage.cached_tokens,
-    }
-    return Note("spent", {"seq": record.seq, "calls": len(trail.attempts), "usage": usage})
 
 
 def _failure(error: Exception) -> Failure:

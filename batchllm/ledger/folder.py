@@ -139,9 +139,10 @@ class RunFolder:
     def move_aside(self, files: list[Path]) -> list[Path]:
         """Rename `files` and the folder itself by one free number, all of them after any end; the new names.
 
-        The lock stays with the folder that was moved.
+        A link's file is renamed, the link stays. The lock stays with the folder that was moved.
         """
-        old = [path for path in (*files, self.path) if path.exists() or path.is_symlink()]
+        files = _behind_links(files)
+        old = [path for path in (*files, self.path) if path.exists()]
         new = _free_names(old, [*files, self.path])
         moves = [[str(path.absolute()), str(aside.absolute())] for path, aside in zip(old, new, strict=True)]
         self.write("aside", {"moves": moves})
@@ -208,11 +209,17 @@ def ledger_failed(error: OSError) -> LedgerFailed:
 
 def move_aside(paths: list[Path]) -> list[Path]:
     """Rename those of `paths` that exist by one free number for all of them; returns the new names."""
-    present = [path for path in paths if path.exists() or path.is_symlink()]
+    paths = _behind_links(paths)
+    present = [path for path in paths if path.exists()]
     names = _free_names(present, paths)
     for path, name in zip(present, names, strict=True):
         path.rename(name)
     return names
+
+
+def _behind_links(paths: list[Path]) -> list[Path]:
+    """The files themselves, as they were named where no link leads to them."""
+    return [Path(os.path.realpath(path)) if path.is_symlink() else path for path in paths]
 
 
 def _free_names(present: list[Path], paths: list[Path]) -> list[Path]:

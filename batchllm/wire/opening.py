@@ -107,6 +107,26 @@ def absolute(path: str) -> str:
     return os.path.normpath(Path(path).absolute())
 
 
+def same_place(then: str, header: dict[str, Any], now: str, output: str) -> bool:
+    """Whether `now` is the file that the header calls `then`: by its path, or as seen from the output."""
+    return now in (then, _moved(then, header, output))
+
+
+def _moved(path: str, header: dict[str, Any], output: str) -> str:
+    """Where a file of the header lies if everything was moved together with the output."""
+    if path == "-":
+        return path
+    seen = os.path.relpath(path, Path(header["output"]).parent)
+    return os.path.normpath(Path(output).absolute().parent / seen)
+
+
+def _letters_of(header: dict[str, Any], output: str) -> str:
+    """The run's dead letters as they lie now: beside an output that was moved or copied, its own."""
+    stored = str(header["dead_letter"])
+    inside = Path(stored).is_relative_to(Path(header["output"]).parent)
+    return _moved(stored, header, output) if inside or not Path(stored).exists() else stored
+
+
 def meaning_of(job: Job, places: Places) -> dict[str, Any]:
     """Every setting that must be the same to resume, as JSON carries it."""
     table = settings()
@@ -122,7 +142,9 @@ def stored_job(output: str) -> dict[str, Any]:
         raise ConfigError(f"there is no run folder {output}.run", "name the output of a run: OUTPUT.jsonl")
     table = settings()
     stored = (
-        header["meaning"] | header["operation"] | {"dead_letter": header["dead_letter"], "output": output}
+        header["meaning"]
+        | header["operation"]
+        | {"dead_letter": _letters_of(header, output), "output": output}
     )
     passing = {name: table[name].default for name in ("fresh", "limit", "rounds")}
     known = {name: stored[name] for name in table if name in stored}
@@ -147,8 +169,13 @@ def tell(moved: list[Path], say: Say) -> None:
 
 def _move_old_run(folder: RunFolder, files: list[Path], wanted: bool, say: Say) -> bool:
     """Move an old run aside if that is wanted or an earlier session was killed in it; whether one was."""
-    if folder.finish_move():
-        return True
+    try:
+        if folder.finish_move():
+            return True
+    except ConfigError:
+        if not wanted:
+            raise
+        (folder.path / "aside").unlink()  # damaged: nothing can be made of it, and all is moved now
     if wanted:
         tell(folder.move_aside(files), say)
     return wanted
@@ -164,10 +191,11 @@ def _refuse_orphan(output: Path, folder: RunFolder) -> None:
 
 
 def _check_letters(header: dict[str, Any], places: Places) -> None:
-    if header["dead_letter"] != str(Path(places.dead_letter).absolute()):
+    letters = Path(_letters_of(header, places.output))
+    if letters.absolute() != Path(places.dead_letter).absolute():
         raise ConfigError(
-            f"the dead letters of this run are in {header['dead_letter']}, not {places.dead_letter}",
-            f"go on with -d {header['dead_letter']}",
+            f"the dead letters of this run are in {letters}, not {places.dead_letter}",
+            f"go on with -d {letters}",
         )
 
 
@@ -192,8 +220,16 @@ def _failed_id(job: Job) -> Callable[[bytes], Any]:
     name = {"merged": job.id_field, "openai-batch": "custom_id"}.get(job.emit, "id")
 
     def read(line: bytes) -> Any:
-        row = orjson.loads(line) if job.merge_failed else {}
-        return row.get(name) if "error_kind" in row else None
+        if job.merge_failed or job.emit == "result":
+            row = orjson.loads(line)
+            if "error_kind" in row and not job.merge_failed and "output" not in row:
+                shown = line[:80].decode(errors="replace").strip()
+                raise ConfigError(
+                    f"the output has lines of records that failed: {shown}",
+                    "give --merge-failed, as when it was written, or another output with -o FILE",
+                )
+            return row.get(name) if "error_kind" in row and job.merge_failed else None
+        return None
 
     return read
 

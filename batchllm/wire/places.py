@@ -84,7 +84,7 @@ def _check_target(name: str, path: str) -> None:
         )
     if target.is_dir():
         raise ConfigError(f"the {name} {path} is a directory", "name a file in it")
-    folder = target.parent
+    folder = (Path(os.path.realpath(target)) if target.is_symlink() else target).parent
     if not folder.is_dir():
         raise ConfigError(f"the folder of the {name} does not exist: {folder}", f"mkdir -p {folder}")
     writable = os.access(target, os.W_OK) if target.exists() else os.access(folder, os.W_OK)

@@ -14,7 +14,7 @@ from batchllm.errors import ConfigError
 from batchllm.job import Job
 from batchllm.ledger import State, move_aside
 from batchllm.sources import differs
-from batchllm.wire.opening import Opened, Say, absolute, meaning_of, open_folder, tell
+from batchllm.wire.opening import Opened, Say, absolute, meaning_of, open_folder, same_place, tell
 from batchllm.wire.places import Places
 
 
@@ -77,7 +77,9 @@ def _input_change(header: dict[str, Any], state: State, places: Places) -> str |
     """What differs between the inputs now and then, beyond growth at the end; None if nothing does."""
     old = header["meaning"]["input"]
     now = [path if path == "-" else absolute(path) for path in places.inputs]
-    if now[: len(old)] != old:
+    if len(now) < len(old) or not all(
+        same_place(then, header, path, places.output) for then, path in zip(old, now, strict=False)
+    ):
         return f"it was {', '.join(old)}"
     for number, (path, known) in enumerate(zip(places.inputs, state.inputs, strict=False)):
         if difference := differs(path, known):

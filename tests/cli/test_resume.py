@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,6 +224,57 @@ def test_a_second_run_on_an_output_in_use_is_turned_away_at_once(tmp_path: Path)
     assert first.code == 143
     assert len(first.rows("a.out.jsonl")) == 3
     assert names(tmp_path) == {"a.jsonl", "replies.jsonl", "a.out.jsonl", "a.out.jsonl.run"}
+
+
+def test_a_project_that_was_moved_goes_on_and_a_copy_keeps_its_hands_off_the_original(tmp_path: Path) -> None:
+    (tmp_path / "old/out").mkdir(parents=True)
+    write(tmp_path / "old/data/a.jsonl", [*tickets(4), {"id": "bad"}])
+    call = ("data/a.jsonl", *ECHO, "-o", "out/b.jsonl")
+    first = run(tmp_path / "old", *call, "--limit", "2")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    second = run(tmp_path / "new", *call)
+    shutil.copytree(tmp_path / "new", tmp_path / "copy")
+    letter = (tmp_path / "new/out/b.dead.jsonl").read_bytes()
+    retried = run(tmp_path / "copy", "out/b.jsonl", "-p", "a bad one", verb="retry")
+
+    assert [first.code, second.code, retried.code] == [0, 1, 0]
+    assert [row["seq"] for row in second.rows("out/b.jsonl")] == [0, 1, 2, 3]
+    assert [row["seq"] for row in retried.rows("out/b.jsonl")] == [0, 1, 2, 3, 4]
+    assert (tmp_path / "new/out/b.dead.jsonl").read_bytes() == letter
+    assert not (tmp_path / "copy/out/b.dead.jsonl").exists()
+
+
+def test_fresh_renames_the_file_behind_a_link_and_a_damaged_document_does_not_hold_it_up(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "a.jsonl", tickets(2))
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "b.jsonl").symlink_to("disk/b.jsonl")
+    (tmp_path / "c.jsonl").symlink_to("gone/c.jsonl")
+    first = run(tmp_path, "a.jsonl", *ECHO, "-o", "b.jsonl")
+    (tmp_path / "b.jsonl.run" / "aside").write_bytes(b"{")
+    damaged = run(tmp_path, "a.jsonl", *ECHO, "-o", "b.jsonl")
+    fresh = run(tmp_path, "a.jsonl", *ECHO, "-o", "b.jsonl", "--fresh", "-p", "{{ text }}!")
+    nowhere = run(tmp_path, "a.jsonl", *ECHO, "-o", "c.jsonl")
+
+    assert [first.code, damaged.code, fresh.code, nowhere.code] == [0, 2, 0, 2]
+    assert "--fresh" in damaged.hint
+    assert names(tmp_path / "disk") == {"b.jsonl", "b.jsonl.old1"}
+    assert (tmp_path / "b.jsonl").is_symlink()
+    assert fresh.rows("b.jsonl")[0]["output"] == "echo: ticket 00000 ok!"
+    assert nowhere.hint == f"mkdir -p {tmp_path / 'gone'}"
+
+
+def test_lines_of_failed_records_are_not_taken_over_as_answers(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [*tickets(2), {"id": "bad"}])
+    first = run(tmp_path, "a.jsonl", *ECHO, "--merge-failed")
+    shutil.rmtree(tmp_path / "a.out.jsonl.run")
+    without = run(tmp_path, "a.jsonl", *ECHO, "--resume-by", "id")
+    given = run(tmp_path, "a.jsonl", *ECHO, "--resume-by", "id", "--merge-failed")
+
+    assert [first.code, without.code, given.code] == [1, 2, 1]
+    assert "--merge-failed" in without.hint
+    assert len(given.rows("a.out.jsonl")) == 3
 
 
 def test_a_packed_input_goes_on_where_it_stopped(tmp_path: Path) -> None:

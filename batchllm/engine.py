@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -37,6 +38,7 @@ class Engine:
     `grace` is how long a signal or a deadline waits for what is in flight, seconds. `watch` judges outcomes.
     `room` tells how many more calls could go out now: only so many workers take up records, so that nobody
     queues for a slot; `rouse` is to be called when there is more of it than those who use it will take.
+    `beside` runs for as long as the workers do.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Engine:
         watch: FailureWatch,
         grace: float,
         room: Callable[[], float] = lambda: math.inf,
+        beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         self._process = process
         self._most = workers
@@ -54,6 +57,7 @@ class Engine:
         self._watch = watch
         self._grace = grace
         self._free = room
+        self._beside = beside
         self._tasks: TaskGroup | None = None
         self._pending: deque[Record] = deque()
         self._pending_bytes = 0
@@ -84,6 +88,8 @@ class Engine:
                 with self._scope:
                     async with anyio.create_task_group() as watching:
                         watching.start_soon(self._heed_stop)
+                        if self._beside is not None:
+                            watching.start_soon(self._beside)
                         async with anyio.create_task_group() as self._tasks:
                             await self._feed(inbox)
                         self._tasks = None
@@ -159,6 +165,10 @@ class Engine:
         for event in self._idle:
             event.set()
         self._idle.clear()
+
+    def resize(self, workers: int) -> None:
+        """Work with so many workers from now on; those that are too many are not taken away."""
+        self._most = workers
 
     def rouse(self) -> None:
         """Wake or start as many workers as there are records and room for them."""

@@ -3,6 +3,7 @@
     BatchError
     ├── ConfigError                    before the start: exit 2, nothing called
     ├── InUse                          another run holds the output: exit 4
+    ├── NoAnswer                       no run is there to be steered: exit 3
     ├── RecordError                    the record's fault: a dead letter, no retry
     │   ├── BadInput                   the line is no JSON object, or lacks a field
     │   ├── TooLarge                   it will never fit
@@ -18,7 +19,7 @@
     │   └── BadReply                   a 200 that is no answer: HTML, truncated, another shape
     ├── FatalError                     the account's or the run's: stop, exit 3, resumable
     │   ├── AuthFailed, QuotaGone, RouteGone
-    │   ├── TooManyFailures, SameFailure, Stalled, DeadlinePassed
+    │   ├── TooManyFailures, SameFailure, PilotFailed, Stalled, DeadlinePassed, Drained
     │   └── LedgerFailed, InputFailed, OutputClosed
     └── Stopped                        the run is stopping: drop this record without an outcome
 
@@ -26,6 +27,11 @@ Messages are for people: lower case, what happened; `hint` says what to do. No m
 """
 
 from __future__ import annotations
+
+from typing import Any
+
+UNKNOWN = "unknown"
+"""The cause of an answer that no rule knows: an odd status, or an error under 2xx that names nothing."""
 
 
 class BatchError(Exception):
@@ -43,6 +49,10 @@ class ConfigError(BatchError):
 
 class InUse(BatchError):
     """Another run holds this output."""
+
+
+class NoAnswer(BatchError):
+    """Nothing is running on an output, or it doesn't answer who wants to steer it."""
 
 
 class RecordError(BatchError):
@@ -108,7 +118,8 @@ class CallError(BatchError):
     """One call failed in a way that another try may not.
 
     `status` is the HTTP status where there was one, `request_id` the provider's. `ambiguous` says that the
-    body had been sent, so the call may have been executed and billed. `retry_after` is in seconds.
+    body had been sent, so the call may have been executed and billed. `retry_after` is in seconds. `limits`
+    are the Standings of the account as the answer told them; one that refused has nothing `remaining`.
     """
 
     cause = "call_failed"
@@ -122,8 +133,10 @@ class CallError(BatchError):
         retry_after: float | None = None,
         ambiguous: bool = False,
         raw: str | None = None,
+        limits: tuple[Any, ...] = (),
     ) -> None:
         super().__init__(message)
+        self.limits: tuple[Any, ...] = limits
         self.status = status
         self.request_id = request_id
         self.retry_after = retry_after
@@ -192,12 +205,20 @@ class SameFailure(FatalError):
     """The provider answers everything with one and the same error."""
 
 
+class PilotFailed(FatalError):
+    """Too many of the first records failed, or whoever was asked said no."""
+
+
 class Stalled(FatalError):
     """Nothing has succeeded for --max-stall, or a wait that long is asked."""
 
 
 class DeadlinePassed(FatalError):
     """The time for the whole run, --deadline, is over."""
+
+
+class Drained(FatalError):
+    """Somebody asked the run to finish what is in flight and stop."""
 
 
 class LedgerFailed(FatalError):

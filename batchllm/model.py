@@ -94,6 +94,24 @@ class Usage:
         )
 
 
+DIMENSIONS = ("requests", "tokens", "input-tokens", "output-tokens")
+"""What services limit a minute; amounts and rates stand in this order."""
+
+
+@frozen
+class Standing:
+    """How one limit of an account stands, as its service told; None where that was not told.
+
+    `dimension` is one of DIMENSIONS, `per_minute` the limit, `remaining` what may still go of it, in units,
+    and `reset` the seconds until all of it may again.
+    """
+
+    dimension: str
+    per_minute: float | None = None
+    remaining: float | None = None
+    reset: float | None = None
+
+
 @frozen
 class Request:
     """One ask of a provider.
@@ -117,7 +135,8 @@ class Reply:
 
     `text` is the answer as sent; `value` what counts as the output: the text, or the parsed JSON once a
     schema has accepted it. `finish` is the provider's finish reason (`stop`, `length`,
-    `content_filter`, `refusal`, …). `raw` is the provider's response body parsed.
+    `content_filter`, `refusal`, …). `raw` is the provider's response body parsed. `limits` are those of the
+    account that came with the answer.
     """
 
     text: str
@@ -127,13 +146,15 @@ class Reply:
     model: str
     request_id: str | None = None
     raw: Any = None
+    limits: tuple[Standing, ...] = ()
 
 
 @frozen
 class Attempt:
     """One call as it went: `at` in Unix seconds when it was sent, `seconds` until its last byte.
 
-    `error` is None for a call that brought a reply, else one line that says what came instead.
+    `error` is None for a call that brought a reply, else one line that says what came instead, and `cause`
+    the word for it where there is one.
     """
 
     at: float
@@ -143,6 +164,7 @@ class Attempt:
     request_id: str | None = None
     error: str | None = None
     stage: str | None = None
+    cause: str | None = None
 
 
 NO_USAGE = Usage()

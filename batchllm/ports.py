@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import field
 from typing import Any, Protocol
@@ -59,6 +59,18 @@ class Process(Protocol):
 
     async def __call__(self, record: Record, emit: Callable[[Note], None]) -> Outcome:
         """Settle one record, or raise a FatalError or Stopped."""
+        ...
+
+
+class Allowance(Protocol):
+    """Limits that admissions are taken from; amounts stand in the order of `model.DIMENSIONS`, in units."""
+
+    def take(self, need: Sequence[float], now: float) -> float:
+        """0.0 and taken, or nothing taken and the seconds to wait before asking again; `now` is monotonic."""
+        ...
+
+    def settle(self, reserved: Sequence[float], used: Sequence[float]) -> None:
+        """Correct an admission: what was reserved comes back, what was used goes."""
         ...
 
 

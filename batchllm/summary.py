@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchllm.errors import UNKNOWN
 from batchllm.model import Dead, Done, Usage
 
 _PRECISION = 0.02
@@ -20,6 +21,10 @@ _BUCKETS = 512
 _EXAMPLES = 3
 _EXAMPLE_LENGTH = 300
 _CAUSES = 100
+_COUNTS = (
+    *("succeeded", "failed", "calls", "retried"),
+    *("input_tokens", "output_tokens", "cached_tokens", "unknown_calls"),
+)
 
 
 @dataclass(slots=True)
@@ -185,8 +190,9 @@ class Summary:
     """The totals of a run over all its sessions; equal when everything counted is equal.
 
     `calls` counts every call of a settled record, `retried` the records that needed more than one.
-    `latency` holds the seconds of the call that brought the answer. `first_at` and `last_at` are when the
-    first and the last record were settled, Unix seconds.
+    `unknown_calls` is how many calls were answered in a way that no rule knows; those of records that were
+    settled shortly before a crash are missing there. `latency` holds the seconds of the call that brought
+    the answer. `first_at` and `last_at` are when the first and the last record were settled, Unix seconds.
     """
 
     succeeded: int = 0
@@ -196,6 +202,7 @@ class Summary:
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    unknown_calls: int = 0
     first_at: float | None = None
     last_at: float | None = None
     latency: Histogram = field(default_factory=Histogram)
@@ -212,6 +219,8 @@ class Summary:
                 self.output_tokens += usage.output_tokens
                 if usage.cached_tokens:
                     self.cached_tokens += usage.cached_tokens
+            elif attempt.cause == UNKNOWN:
+                self.unknown_calls += 1
         calls = len(attempts)
         self.calls += calls
         if calls > 1:
@@ -262,6 +271,11 @@ class Summary:
         """Tokens of all calls, failed ones included where they were told."""
         return Usage(self.input_tokens, self.output_tokens, self.cached_tokens)
 
+    @property
+    def unknown(self) -> int:
+        """Dead letters whose last answer was one that no rule knows."""
+        return sum(failed.count for (_, cause), failed in self.failures.items() if cause == UNKNOWN)
+
     def by_kind(self) -> dict[str, int]:
         """Dead letters by kind, the most frequent first."""
         kinds: dict[str, int] = {}
@@ -288,13 +302,8 @@ class Summary:
 
     def merge(self, other: Summary) -> None:
         """Add all that `other` has counted, as if its outcomes had been added here."""
-        self.succeeded += other.succeeded
-        self.failed += other.failed
-        self.calls += other.calls
-        self.retried += other.retried
-        self.input_tokens += other.input_tokens
-        self.output_tokens += other.output_tokens
-        self.cached_tokens += other.cached_tokens
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.first_at = min((at for at in (self.first_at, other.first_at) if at is not None), default=None)
         self.last_at = max((at for at in (self.last_at, other.last_at) if at is not None), default=None)
         self.latency.merge(other.latency)
@@ -307,14 +316,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """A form that JSON can carry; `from_dict` makes an equal Summary of it."""
-        return {
-            "succeeded": self.succeeded,
-            "failed": self.failed,
-            "calls": self.calls,
-            "retried": self.retried,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "cached_tokens": self.cached_tokens,
+        return {name: getattr(self, name) for name in _COUNTS} | {
             "first_at": self.first_at,
             "last_at": self.last_at,
             "latency": self.latency.to_dict(),
@@ -343,6 +345,6 @@ class Summary:
         failed = self.failures.get((kind, cause))
         if failed is None:
             # Causes may be a provider's own words; the snapshot that carries them has to stay small.
-            key = (kind, cause if len(self.failures) < _CAUSES else "other")
+            key = (kind, cause if cause == UNKNOWN or len(self.failures) < _CAUSES else "other")
             failed = self.failures.setdefault(key, Failed())
         return failed

@@ -38,6 +38,13 @@ def _retry(app: typer.Typer) -> None:
     app.command(help=_prose(retry.__doc__), short_help=summary, cls=Sectioned)(retry)
 
 
+def _ctl(app: typer.Typer) -> None:
+    from batchllm.cli.ctl import ctl
+
+    summary = "Steer a running run: status, limits, pause, drain."
+    app.command(help=_prose(ctl.__doc__), short_help=summary, cls=Sectioned)(ctl)
+
+
 def _init(app: typer.Typer) -> None:
     from batchllm.cli.init import init
 
@@ -61,6 +68,7 @@ def _models(app: typer.Typer) -> None:
 COMMANDS: dict[str, Callable[[typer.Typer], None]] = {
     "run": _run,
     "retry": _retry,
+    "ctl": _ctl,
     "init": _init,
     "simulate": _simulate,
     "models": _models,

@@ -19,7 +19,7 @@ _KINDS = frozenset({"bad_input", "too_large", "refused", "invalid", "exhausted",
 _RUNS_OWN = frozenset(
     row.name
     for row in settings().values()
-    if row.panel == "Files" or row.name in ("fresh", "limit", "rounds")
+    if row.panel == "Files" or row.name in ("fresh", "limit", "rounds", "pilot", "yes")
 )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from batchllm.cli.options import job_file, parameter, take
-from batchllm.job import load
+from batchllm.job import load, strays
 
 _INPUT = typer.Argument(
     help="JSONL files, .gz and .zst too; - is stdin.", metavar="INPUT", show_default=False
@@ -25,5 +25,9 @@ def run(**options: Any) -> None:
     folder.
     """
     from batchllm.cli.session import start
+    from batchllm.ui import warn
 
-    raise typer.Exit(start(load(options, os.environ, Path())))
+    loaded = load(options, os.environ, Path())
+    for line in () if loaded.job.quiet else strays(os.environ, loaded.job):
+        warn(line)
+    raise typer.Exit(start(loaded))

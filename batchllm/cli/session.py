@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.abc
 
-from batchllm import ui
+from batchllm import control, ui
+from batchllm.cli.asking import Display, goes_on
 from batchllm.errors import DeadlinePassed, OutputClosed
 from batchllm.job import Loaded
 from batchllm.run import run as run_parts
@@ -78,13 +79,17 @@ async def _session(loaded: Loaded, retry: Again | None) -> int:
 
 @dataclass(slots=True)
 class _Session:
-    """What the passes of a session share; `live` is the one that runs, None while it is still being wired."""
+    """What the passes of a session share; `live` is the one that runs, None while it is still being wired.
+
+    `asked` is how long people took to answer questions, in seconds.
+    """
 
     loaded: Loaded
     stop: Stop
     started: float
     live: Live | None = None
     skipped: int | None = None
+    asked: float = 0.0
 
     def kind(self, on_stdout: bool) -> str:
         """Which progress to show."""
@@ -127,7 +132,7 @@ async def _passes(session: _Session, retry: Again | None) -> int:
 
 async def _pass(session: _Session, retry: Again | None, observers: list[Observer]) -> Live | Finished | None:
     """Wire one pass and run it; None where a stop came before it was wired."""
-    job, stop = session.loaded.job, session.stop
+    job, stop, earlier = session.loaded.job, session.stop, session.live
     session.live = None
     with anyio.CancelScope() as scope:
         stop.then(lambda: scope.cancel() if session.live is None else None)
@@ -145,6 +150,8 @@ async def _pass(session: _Session, retry: Again | None, observers: list[Observer
             if isinstance(live, Finished):
                 return live
             session.live = live
+            if earlier is not None:
+                live.follow(earlier)
             _calm_collector()
             if session.skipped is None:
                 session.skipped = live.skipped
@@ -172,7 +179,7 @@ async def _run(session: _Session, live: Live, observers: Sequence[Observer]) -> 
     async with anyio.create_task_group() as beside:
         if live.places.on_stdout:
             beside.start_soon(_heed_reader, live, stop)
-        beside.start_soon(
+        display = Display(
             lambda: ui.show(
                 live,
                 kind=kind,
@@ -180,11 +187,38 @@ async def _run(session: _Session, live: Live, observers: Sequence[Observer]) -> 
                 silent=lambda: isinstance(stop.reason, OutputClosed),
             )
         )
-        await run_parts(live.parts)
+        beside.start_soon(display.run)
+        if live.pilot is not None:
+            live.pilot.confirm = lambda summary: _confirm(session, live, display, summary)
+        async with anyio.create_task_group() as steering:
+            if not live.places.on_stdout:
+                steering.start_soon(_heed_controls, live)
+            await run_parts(live.parts)
+            steering.cancel_scope.cancel()
         await live.close()
         beside.cancel_scope.cancel()
     for observer in observers:
         observer.run_stopped(facts | {"settled": live.summary.settled, "failed": live.summary.failed})
+
+
+async def _confirm(session: _Session, live: Live, display: Display, summary: Summary) -> bool:
+    """Whether to go on after a pilot; the time that the answer takes is not the run's."""
+    began = time.monotonic()
+    try:
+        return await goes_on(live, display, summary)
+    finally:
+        session.asked += time.monotonic() - began
+
+
+async def _heed_controls(live: Live) -> None:
+    """Let `batchllm ctl` steer this pass; without a socket for it the run goes on all the same."""
+    path = control.socket_of(live.places.output)
+    try:
+        await control.serve(path, live)
+    except OSError as error:
+        if not live.job.quiet:
+            reason = (error.strerror or str(error)).lower()
+            ui.warn(f"this run can't be steered by batchllm ctl: no socket {path}: {reason}")
 
 
 async def _heed_signals(
@@ -260,7 +294,7 @@ def _end(session: _Session, live: Live) -> int:
         )
     facts = ui.Facts(
         output=live.places.output,
-        elapsed=time.monotonic() - session.started,
+        elapsed=time.monotonic() - session.started - session.asked,
         dead_letter=live.places.dead_letter if live.summary.failed else None,
         stopped=stopped,
         hint=hint,

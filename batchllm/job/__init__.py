@@ -5,7 +5,7 @@ of what the run means. `load` merges the four layers. The command line and the e
 derived from the table, so that a setting is declared once.
 """
 
-from batchllm.job.load import Loaded, load
+from batchllm.job.load import Loaded, load, strays
 from batchllm.job.settings import Job, Setting, settings
 
-__all__ = ["Job", "Loaded", "Setting", "load", "settings"]
+__all__ = ["Job", "Loaded", "Setting", "load", "settings", "strays"]

@@ -73,6 +73,30 @@ def load(
     return Loaded(Job(**given), origins)
 
 
+_PREFIX = "BATCHLLM_"
+_KNOWN = frozenset({"BATCHLLM_JOB", "BATCHLLM_BENCH_DATA"})
+"""Variables that are heeded elsewhere."""
+
+
+def strays(environ: Mapping[str, str], job: Job) -> list[str]:
+    """A line for each variable that looks like one of ours and is heeded by nobody; never its value."""
+    table = {setting.variable: setting for setting in settings().values()}
+    heeded = {variable for variable, setting in table.items() if not setting.once} | _KNOWN
+    names = {variable.removeprefix(_PREFIX): variable for variable in heeded}
+    lines = []
+    for variable in sorted(environ):
+        if not variable.startswith(_PREFIX) or variable in heeded or variable == job.api_key_env:
+            continue
+        if variable in table:
+            flag = table[variable].flags[-1]
+            lines.append(f"{variable} is not heeded: it is for the command line only, as {flag}")
+            continue
+        close = difflib.get_close_matches(variable.removeprefix(_PREFIX), sorted(names), n=1)
+        guess = f": did you mean {names[close[0]]}?" if close else ""
+        lines.append(f"{variable} names no setting{guess}")
+    return lines
+
+
 def _from_options(
     options: Mapping[str, Any], table: Mapping[str, Setting], folder: Path
 ) -> dict[str, _Given]:
@@ -106,7 +130,7 @@ def _from_file(
     *,
     implicit: bool,
 ) -> dict[str, _Given]:
-    named = option or environ.get("BATCHLLM_JOB")
+    named = option or environ.get("BATCHLLM_JOB") or None
     path = folder / (named or IMPLICIT)
     if named is None and not (implicit and path.is_file()):
         return {}
@@ -194,7 +218,7 @@ def _read(setting: Setting, found: _Given) -> Any:
         value = setting.read(value)
         if setting.name in ("prompt", "system") and value.startswith("@"):
             value = _file(value[1:], found.folder)
-        if setting.name in ("input", "output", "dead_letter"):
+        if setting.name in ("input", "output", "dead_letter", "quota_file"):
             value = _anchored(value, found)
         elif not _is_utf8(value):
             raise ValueError("expected UTF-8 text")

@@ -202,11 +202,32 @@ class Job:
         "The variable that holds the key (default: the provider's)",
     )
 
-    concurrency: int = _how(
-        20, values.whole(1, 100_000), "-c --concurrency", "N", "Calls in flight (default 20)"
+    concurrency: int | Literal["auto"] = _how(
+        20,
+        values.concurrency,
+        "-c --concurrency",
+        "N|auto",
+        "Calls in flight; auto finds how many (default 20)",
     )
     rpm: float | None = _how(None, values.number(0, above=True), "--rpm", "N", "Requests a minute")
+    rps: float | None = _how(None, values.number(0, above=True), "--rps", "N", "Requests a second")
     tpm: float | None = _how(None, values.number(0, above=True), "--tpm", "N", "Tokens a minute")
+    input_tpm: float | None = _how(
+        None, values.number(0, above=True), "--input-tpm", "N", "Input tokens a minute"
+    )
+    output_tpm: float | None = _how(
+        None, values.number(0, above=True), "--output-tpm", "N", "Output tokens a minute"
+    )
+    burst: float = _how(
+        0.5,
+        values.duration,
+        "--burst",
+        "S",
+        "Seconds' worth of a limit that may go out at once (default 0.5)",
+    )
+    quota_file: str | None = _how(
+        None, values.text, "--quota-file", "FILE", "Share the limits with other runs that name this file"
+    )
     timeout: float = _how(
         120.0,
         values.duration,
@@ -241,6 +262,14 @@ class Job:
     max_failures: int | float | None = _how(
         None, values.count_or_share, "--max-failures", "N|P%", "Stop (exit 3) beyond so many dead letters"
     )
+    pilot: int | None = _how(
+        None,
+        values.whole(1),
+        "--pilot",
+        "N",
+        "Run the first N records and go on only if they went well",
+    )
+    yes: bool = _how(False, values.flag, "-y --yes", None, "Go on after the pilot unasked", once=True)
     accept_failures: int | float = _how(
         0,
         values.count_or_share,

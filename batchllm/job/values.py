@@ -20,7 +20,7 @@ class Unshown(ValueError):
 Reader = Callable[[Any], Any]
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
 
@@ -70,6 +70,13 @@ def flag(value: Any) -> bool:
     raise ValueError("expected true or false")
 
 
+def _digits(value: Any) -> Any:
+    """The value, for Python to read; ValueError for what only Python takes for a number: 1_0, full-width."""
+    if isinstance(value, str) and ("_" in value or not value.isascii()):
+        raise ValueError
+    return value
+
+
 LARGEST = 2**63 - 1
 """What JSON writers carry as an integer."""
 
@@ -82,7 +89,7 @@ def whole(least: int, most: int | None = None) -> Reader:
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ValueError(expected)
         try:
-            number = int(value)
+            number = int(_digits(value))
         except ValueError:
             raise ValueError(expected) from None
         if number < least or number > (LARGEST if most is None else most):
@@ -100,7 +107,7 @@ def number(least: float, *, above: bool = False) -> Reader:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError(expected)
         try:
-            result = float(value)
+            result = float(_digits(value))
         except ValueError:
             raise ValueError(expected) from None
         if not (result > least if above else result >= least) or result == float("inf"):
@@ -110,11 +117,25 @@ def number(least: float, *, above: bool = False) -> Reader:
     return read
 
 
+MOST_CALLS = 100_000
+"""In flight at once."""
+
+
+def concurrency(value: Any) -> int | str:
+    """A number of calls, or `auto`."""
+    if value == "auto":
+        return "auto"
+    try:
+        return int(whole(1, MOST_CALLS)(value))
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto") from None
+
+
 def duration(value: Any) -> float:
     """Seconds, from a number of seconds or a text such as `90`, `15m`, `1h30m`."""
     expected = "expected seconds or a duration such as 90, 15m or 1h30m"
     plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if plain or (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value)):
+    if plain or (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value, re.ASCII)):
         seconds = float(value)
     elif isinstance(value, str) and value and not _DURATION.sub("", value):
         seconds = sum(float(n) * _UNITS[unit] for n, unit in _DURATION.findall(value))
@@ -130,9 +151,10 @@ def count_or_share(value: Any) -> int | float:
     expected = "expected a count such as 50 or a share such as 5%"
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    if isinstance(value, str) and re.fullmatch(r"\d+", value):
+    if isinstance(value, str) and re.fullmatch(r"\d+", value, re.ASCII):
         return int(value)
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value) and float(value[:-1]) <= 100:
+    share = isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value, re.ASCII)
+    if share and float(value[:-1]) <= 100:
         return float(value[:-1]) / 100
     raise ValueError(expected)
 

@@ -37,6 +37,7 @@ class Traced:
                     error=error.message
                     if isinstance(error, BatchError)
                     else f"{type(error).__name__}: {error}",
+                    cause=getattr(error, "cause", None),
                 ),
             )
             raise

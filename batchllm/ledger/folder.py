@@ -50,6 +50,8 @@ class RunFolder:
                     "choose an output in a folder that exists and that you may write to: -o FILE",
                 ) from None
             self._take(lock)
+        if (self.path / "ctl").is_socket():
+            (self.path / "ctl").unlink(missing_ok=True)  # of a run that was killed
         with suppress(OSError):  # who holds it is only told to people: a full disk is no reason to stop here
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, str(os.getpid()).encode(), 0)

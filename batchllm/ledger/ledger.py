@@ -23,6 +23,7 @@ from batchllm.ledger.group import GroupLines, lines_of
 from batchllm.ledger.journal import Journal
 from batchllm.ledger.ordering import in_order, order
 from batchllm.ledger.passes import Later, clean
+from batchllm.ledger.recovery import last_settled
 from batchllm.ledger.reorder import Reorder
 from batchllm.ledger.settled import WINDOW, Settled
 from batchllm.lines import Shape
@@ -110,6 +111,16 @@ class Ledger:
         ):
             self._advanced = anyio.Event()
             await self._advanced.wait()
+
+    async def reached(self, count: int) -> Summary:
+        """Wait until so many records of this pass are settled; what the last so many came to.
+
+        For the reader, as `room` is. Unlike `summary`, it leaves out what earlier passes settled.
+        """
+        while self.settled.count < count:
+            self._advanced = anyio.Event()
+            await self._advanced.wait()
+        return last_settled(self._journal, count) if self._journal is not None else self.summary
 
     @property
     def taken(self) -> int:

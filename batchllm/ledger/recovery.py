@@ -201,6 +201,24 @@ def entries(journal: Journal, at: int = 0, end: int | None = None) -> Iterator[t
         at += len(block)
 
 
+def last_settled(journal: Journal, count: int) -> Summary:
+    """What the last so many settled records came to, as far as entries and letters tell."""
+    summary = Summary()
+    ends = {name: sink.length for name, sink in journal.sinks.items()}
+    at = journal.index.length
+    while count > 0 and at > 0:
+        start = max(0, at - _BLOCK)
+        for _, entry, _ in reversed(list(entries(journal, start, at))):
+            name = SINK_OF[entry.kind]
+            ends[name] -= entry.length
+            if entry.kind in (OUTPUT, DEAD) and count > 0:
+                line = journal.sinks[name].read(ends[name], entry.length) if entry.kind == DEAD else b""
+                summary.add(outcome_of(entry, line))
+                count -= 1
+        at = start
+    return summary
+
+
 def _take(walked: Walked, entry: Entry, line: bytes, place: int) -> None:
     """Count an entry at `place` in the index, whose line is there."""
     name = SINK_OF[entry.kind]

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from batchllm.errors import TimedOut
-from batchllm.model import Reply, Request, Usage
+from batchllm.model import Reply, Request, Standing, Usage
 from batchllm.providers.ids import request_id
 
 _MODERN = re.compile(r"(?:[\w.-]+[/:])*(?:o[1-9]\d?|gpt-(?:[5-9]|[12]\d)(?:\.\d+)?)(?![\w.]).*")
@@ -56,6 +56,24 @@ def encode(body: dict[str, Any]) -> bytes:
         return orjson.dumps(body)
     except TypeError:
         return json.dumps(body, separators=(",", ":")).encode()
+
+
+_TELLING = (
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-limit-tokens",
+    "anthropic-ratelimit-requests-limit",
+    "anthropic-ratelimit-tokens-limit",
+)
+"""Headers of which one is there where an answer tells how the account's limits stand."""
+
+
+def _limits(headers: Mapping[str, str], now: float) -> tuple[Standing, ...]:
+    for name in _TELLING:
+        if name in headers:
+            from batchllm.providers.standings import told
+
+            return told(headers, now)
+    return ()
 
 
 _TOOLS = frozenset({"tool_calls", "function_call"})
@@ -106,10 +124,13 @@ def read_answer(
             return read_answer(
                 status, headers, rest, model=model, now=now, proven=proven, secret=secret, whole=whole
             )
-        from batchllm.providers.misread import no_json
+        from batchllm.providers.misread import leniently, no_json
 
-        raise no_json(status, headers, content, broken, secret) from None
-    reply = _usual(document, headers, whole)
+        document = leniently(content)
+        if document is None:
+            raise no_json(status, headers, content, broken, secret) from None
+    limits = _limits(headers, now)
+    reply = _usual(document, headers, whole, limits)
     if reply is not None:
         return reply
     complaint = _complaint(document)
@@ -117,15 +138,17 @@ def read_answer(
         from batchllm.providers.verdicts import under_ok
 
         raise under_ok(complaint, headers, status=status, proven=proven, now=now, secret=secret)
-    found = _completion(document, model, request_id(headers))
+    found = _completion(document, model, request_id(headers), limits)
     if isinstance(found, str):
-        from batchllm.providers.misread import no_completion
+        from batchllm.providers.misread import blocked, no_completion
 
-        raise no_completion(status, headers, found, secret)
+        raise blocked(status, document, secret) or no_completion(status, headers, found, secret)
     return found
 
 
-def _usual(document: Any, headers: Mapping[str, str], whole: bool) -> Reply | None:
+def _usual(
+    document: Any, headers: Mapping[str, str], whole: bool, limits: tuple[Standing, ...]
+) -> Reply | None:
     """The Reply in a completion of the usual form, at a third of the cost; None asks for a closer look."""
     try:
         choice = document["choices"][0]
@@ -149,7 +172,7 @@ def _usual(document: Any, headers: Mapping[str, str], whole: bool) -> Reply | No
     if type(identity) is not str:
         return None
     raw = document if whole else None
-    return Reply(text, text, _usage(document.get("usage")), "stop", named, identity, raw)
+    return Reply(text, text, _usage(document.get("usage")), "stop", named, identity, raw, limits)
 
 
 def _complaint(document: Any) -> Any:
@@ -164,7 +187,9 @@ def _complaint(document: Any) -> Any:
     return choice if isinstance(choice, dict) and isinstance(choice.get("error"), dict) else None
 
 
-def _completion(document: Any, model: str, from_header: str | None) -> Reply | str:
+def _completion(
+    document: Any, model: str, from_header: str | None, limits: tuple[Standing, ...]
+) -> Reply | str:
     """The Reply in a chat completion, or what the body is instead."""
     choices = document.get("choices") if isinstance(document, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
@@ -191,6 +216,7 @@ def _completion(document: Any, model: str, from_header: str | None) -> Reply | s
         model=named if isinstance(named, str) and named else model,
         request_id=identity if isinstance(identity, str) else None,
         raw=document,
+        limits=limits,
     )
 
 

@@ -202,11 +202,11 @@ def retry_after(headers: Mapping[str, str], complaint: Complaint, now: float) ->
     the body holds it, and texts such as "Please try again in 6m0s". `now` is Unix seconds.
     """
     for prefix in ("", "llm_provider-"):
-        milliseconds = _seconds(headers.get(f"{prefix}retry-after-ms"))
+        milliseconds = seconds_of(headers.get(f"{prefix}retry-after-ms"))
         if milliseconds is not None:
             return milliseconds / 1000
         value = headers.get(f"{prefix}retry-after")
-        seconds = _seconds(value)
+        seconds = seconds_of(value)
         if seconds is None and value:
             seconds = _until(value, now)
         if seconds is not None:
@@ -231,13 +231,13 @@ def reset_after(headers: Mapping[str, str], complaint: Complaint, now: float) ->
     for name, value in told.items():
         if "ratelimit" not in name or "-reset" not in name:
             continue
-        wait = _reset(value, now)
+        wait = reset_of(value, now)
         if not wait:
             continue
         left = told.get(name.replace("-reset", "-remaining"))
         if left is None:
             untold.append(wait)
-        elif _seconds(left) == 0:
+        elif seconds_of(left) == 0:
             empty.append(wait)
     return max(empty) if empty else min(untold, default=None)
 
@@ -252,9 +252,9 @@ def _carried(document: Any) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
 
 
-def _reset(value: str, now: float) -> float | None:
+def reset_of(value: str, now: float) -> float | None:
     """Seconds until a reset told in seconds, as Unix seconds or milliseconds, as a date or a duration."""
-    number = _seconds(value)
+    number = seconds_of(value)
     if number is None:
         return _until(value, now)
     if number < 1e9:
@@ -262,7 +262,7 @@ def _reset(value: str, now: float) -> float | None:
     return max(0.0, (number / 1000 if number > 1e11 else number) - now)
 
 
-def _seconds(value: str | None) -> float | None:
+def seconds_of(value: str | None) -> float | None:
     """A number of seconds (or milliseconds) that is finite; one below 0 is 0."""
     try:
         number = float(value) if value is not None else math.nan

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from batchllm import __version__
-from batchllm.errors import ConfigError, Refused, RouteGone
+from batchllm.errors import BatchError, ConfigError, RateLimited, Refused, RouteGone
 from batchllm.model import Reply, Request, Trail
 from batchllm.ports import ProviderSpec
 from batchllm.providers import chat
@@ -24,6 +24,8 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _PATH = "/chat/completions"
 SHORTEST_KEY = 8
 """Characters below which a key is too common a word to be masked wherever it stands."""
+PROBE_S = 0.1
+"""Seconds until calls are asked again that were refused while the route is in doubt."""
 
 
 class Answer(Protocol):
@@ -84,13 +86,19 @@ def headers_for(key: str | None) -> dict[str, str]:
 
 
 class OpenAI:
-    """A Provider over one endpoint. `proven` turns true with the first answer, for the verdicts."""
+    """A Provider over one endpoint. `proven` turns true with the first answer, for the verdicts.
+
+    A 403 or 404 that names nothing, on a proven route, may be about its record or about the key. Its record
+    pays for the first; from then on the route is in doubt, and whatever was sent after that decides: an
+    answer ends the doubt, another such refusal the run. Calls that were out already are asked again.
+    """
 
     def __init__(self, endpoint: Endpoint, spec: ProviderSpec) -> None:
         self._endpoint = endpoint
         self._spec = spec
         self._secret = (spec.key or "").strip() or None
         self._format: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._doubt: object | None = None
         self.proven = False
 
     async def complete(self, request: Request, trail: Trail) -> Reply:
@@ -98,6 +106,7 @@ class OpenAI:
         spec = self._spec
         body = chat.build(request, spec.model, self._answer_format(request.schema))
         timeout = chat.time_left(spec.timeout, trail.deadline, time.monotonic())
+        doubt = self._doubt
         answer = await self._endpoint.post(
             chat.encode(body), headers={"idempotency-key": request.key}, timeout=timeout
         )
@@ -109,21 +118,32 @@ class OpenAI:
                 content,
                 model=str(body.get("model") or spec.model),
                 now=time.time(),
-                proven=self.proven,
+                proven=self.proven and (doubt is None or doubt is not self._doubt),
                 secret=self._secret,
                 whole=spec.whole,
             )
-        except RouteGone as gone:
-            from batchllm.providers.rules import MODEL_HINT
-
-            if request.raw and self.proven and gone.hint == MODEL_HINT:
-                # each raw body names its own model: a wrong one is that record's, not the route's
-                raise Refused(
-                    gone.message, cause="model_not_found", status=answer.status, hint=gone.hint
-                ) from None
-            raise
+        except (Refused, RouteGone) as error:
+            raise self._whose(error, request, answer.status) from None
         self.proven = True
+        if doubt is not None and doubt is self._doubt:
+            self._doubt = None
         return reply
+
+    def _whose(self, error: Refused | RouteGone, request: Request, status: int) -> BatchError:
+        """What a refusal means for this route: it is the record's, the route's, or to be asked again."""
+        from batchllm.providers.rules import DOUBT_HINT, MODEL_HINT
+
+        if isinstance(error, RouteGone) and request.raw and self.proven and error.hint == MODEL_HINT:
+            # each raw body names its own model: a wrong one is that record's, not the route's
+            return Refused(error.message, cause="model_not_found", status=status, hint=error.hint)
+        if error.hint != DOUBT_HINT:
+            return error
+        if self._doubt is None:
+            self._doubt = object()
+            return error
+        again = RateLimited(error.message, status=status, retry_after=PROBE_S)
+        again.cause = "in_doubt"
+        return again
 
     def _without_key(self, answer: Answer) -> tuple[Mapping[str, str], bytes]:
         """Headers and body with the key masked, should a server echo it: neither file nor log may hold it."""

@@ -10,6 +10,9 @@ import re
 from collections.abc import Mapping
 
 from batchllm.errors import (
+    UNKNOWN as UNKNOWN,
+)
+from batchllm.errors import (
     AuthFailed,
     BatchError,
     Overloaded,
@@ -25,13 +28,12 @@ _CREDIT = "add credit or raise the limit at the provider, then run the same comm
 _DAILY = "the same command goes on once the quota is renewed; or raise it at the provider"
 _KEY = "check the key and what it may use; --api-key-env names the variable that holds it"
 MODEL_HINT = "check the name in --model, and that the key may use that model"
+DOUBT_HINT = "others were answered: look at what this one asks for"
+"""Marks a refusal that may be the record's or the route's."""
 _PATH = "check --base-url: most servers want it to end in /v1"
 _ACCOUNT = "the provider has closed this account, key or country: clear it up there, or use another key"
 _HTTPS = "the server wants https: write --base-url with https://"
 _LONG = "the text is longer than the model takes: shorten it or use a model with a larger context"
-
-UNKNOWN = "unknown"
-"""The cause of what no row knows: an odd status, or an error object under 2xx that names nothing."""
 
 
 @frozen
@@ -143,7 +145,7 @@ RULES: tuple[Rule, ...] = (
         cause="moderation",
     ),
     _rule(403, "form", "html", Refused, cause="gateway_page"),
-    _rule(403, "proven", "", Refused),
+    _rule(403, "proven", "", Refused, hint=DOUBT_HINT),
     _rule(403, "any", "", AuthFailed, hint=_KEY),
     # too long, ever
     _rule(
@@ -218,7 +220,7 @@ RULES: tuple[Rule, ...] = (
         RouteGone,
         hint=_PATH,
     ),
-    _rule(404, "proven", "", Refused),
+    _rule(404, "proven", "", Refused, hint=DOUBT_HINT),
     _rule(404, "any", "", RouteGone, hint="check --base-url and the name in --model"),
     _rule((405, 410, 501), "any", "", RouteGone, hint=_PATH),
     # this record

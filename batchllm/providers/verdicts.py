@@ -26,6 +26,7 @@ from batchllm.providers.complaints import (
 )
 from batchllm.providers.ids import request_id
 from batchllm.providers.rules import ANYTHING_ELSE, RULES, STATUS_OF, UNKNOWN, Rule
+from batchllm.providers.standings import refused
 
 
 def verdict(
@@ -117,6 +118,7 @@ def _judge(case: Case) -> BatchError:
         status=case.status,
         request_id=request_id(case.headers, case.complaint.document),
         retry_after=_wait(rule, case),
+        limits=refused(case.headers, case.complaint, case.now),
     )
     if rule.cause:
         error.cause = rule.cause

@@ -72,6 +72,8 @@ def summary_line(summary: Summary, facts: Facts) -> str:
                 for kind in summary.by_kind()
                 for cause, failed in summary.causes(kind).items()
             ],
+            "unknown": summary.unknown,
+            "unknown_calls": summary.unknown_calls,
             "calls": summary.calls,
             "retried": summary.retried,
             "input_tokens": summary.input_tokens,
@@ -109,6 +111,9 @@ def rows(summary: Summary, facts: Facts) -> Iterator[tuple[str, str]]:
     yield "failed", f"{summary.failed:,}"
     for kind, count in summary.by_kind().items():
         yield from _dead(kind, count, summary.causes(kind))
+    if summary.unknown or summary.unknown_calls:
+        answers = max(summary.unknown, summary.unknown_calls)
+        yield "unknown", f"answers that no rule knows: {answers:,}; dead letters of them: {summary.unknown:,}"
     retried = f" (records retried: {summary.retried:,})" if summary.retried else ""
     yield "calls", f"{summary.calls:,}{retried}"
     if summary.input_tokens or summary.output_tokens:

@@ -44,6 +44,7 @@ def json_line(figures: Figures) -> str:
             "input_tokens": figures.input_tokens,
             "output_tokens": figures.output_tokens,
             "waiting": figures.waiting,
+            "total_exact": figures.total is not None and figures.exact,
         }
     )
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from batchllm.ui.messages import colourful
 
-_STYLES = {"ok": "green", "failed": "red", "given up": "yellow", "not settled": "yellow"}
+_STYLES = {"ok": "green", "failed": "red", "unknown": "yellow", "given up": "yellow", "not settled": "yellow"}
 
 
 def draw(rows: list[tuple[str, str]], stream: TextIO) -> None:

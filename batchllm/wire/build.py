@@ -12,15 +12,14 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
-import anyio
-
 from batchllm.engine import Engine, workers_for
 from batchllm.errors import ConfigError
 from batchllm.job import Job, Loaded
-from batchllm.layers.gated import Gate, RateLimiter
+from batchllm.layers.gated import Gate
 from batchllm.ledger import Ledger, Reorder, Settled, State, restore
 from batchllm.lines import Shape
 from batchllm.model import frozen
+from batchllm.pilot import Pilot, hint
 from batchllm.pipeline import Pipeline
 from batchllm.ports import Observer, Provider
 from batchllm.run import Parts
@@ -28,17 +27,14 @@ from batchllm.sinks import JsonlFile, Stdout
 from batchllm.sources import JsonlSource, check_inputs
 from batchllm.stop import Stop
 from batchllm.summary import Summary
-from batchllm.transport import raise_descriptor_limit
 from batchllm.watch import FailureWatch
 from batchllm.wire.asking import Asking, asking, same_failure_hint
 from batchllm.wire.later import again, meaning_digest, replan
+from batchllm.wire.limiting import allowed_calls, gate_of
 from batchllm.wire.live import Finished, Live
 from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, without_secrets, write_header
 from batchllm.wire.places import Places, places
 from batchllm.wire.resume import move_old_letters, open_run
-
-SPARE_DESCRIPTORS = 64
-"""Files and pipes beside one connection for each call in flight."""
 
 
 @frozen
@@ -78,7 +74,7 @@ async def build(
     if where.on_stdout and loaded.job.rounds:
         raise ConfigError("--rounds needs an output that can be gone on with", "give -o FILE")
     asked = asking(loaded, environ, terminal=terminal)
-    _check_descriptors(loaded.job)
+    allowed_calls(loaded.job)
     if where.on_stdout:
         live = await _assemble(asked, where, None, stop, observers, stack, say)
     else:
@@ -129,7 +125,8 @@ async def _begin_pass(
         await replan(opened, job, where)
     else:
         kept = retry.changes | {"base_url": without_secrets(job.base_url)}
-        again(opened, retry.chooses, kept if "base_url" in retry.changes else retry.changes)
+        changes = kept if "base_url" in retry.changes else retry.changes
+        again(opened, retry.chooses, changes | {"pilot": None})
     return provider
 
 
@@ -186,10 +183,7 @@ async def _assemble(
         provider = await stack.enter_async_context(asked.chosen.connect(asked.chosen.spec))
     if opened is not None and state.later is None:
         write_header(opened, job, where, shape)
-    ceiling = getattr(provider, "ceiling", None)
-    window = min(job.concurrency, ceiling) if ceiling else job.concurrency
-    limiter = RateLimiter(job.rpm, job.tpm, stop)
-    gate = Gate(anyio.CapacityLimiter(window), limiter, stop, max_stall=job.max_stall, observers=observers)
+    gate = await gate_of(job, asked.chosen.spec, provider, stop, observers, stack)
     run_id = opened.run_id if opened is not None else os.urandom(8).hex()
     pipeline = Pipeline(
         asked.stack(provider, gate, stop, observers),
@@ -202,18 +196,18 @@ async def _assemble(
         record_timeout=job.record_timeout,
     )
     watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
-    engine = Engine(pipeline, workers_for(window), stop, watch, job.grace, gate.room)
-    gate.freed = engine.rouse
+    engine = _engine(job, pipeline, gate, watch, stop)
     if opened is None:
         move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
     ledger = _ledger(job, where, opened, summary, state, stop, source, observers)
+    pilot = _pilot(job, where, state, source, ledger)
     if opened is not None and opened.new and state.later is None:
         ledger.begin()
     return Live(
         job=job,
         places=where,
         model=asked.chosen.model,
-        parts=Parts(source, engine, ledger, stop),
+        parts=Parts(pilot or source, engine, ledger, stop),
         source=source,
         ledger=ledger,
         gate=gate,
@@ -221,7 +215,24 @@ async def _assemble(
         before=summary.settled - state.settled.count,
         run_id=run_id,
         opened=opened,
+        pilot=pilot,
     )
+
+
+def _engine(job: Job, pipeline: Pipeline, gate: Gate, watch: FailureWatch, stop: Stop) -> Engine:
+    engine = Engine(pipeline, workers_for(gate.target), stop, watch, job.grace, gate.room, gate.tend)
+    gate.resized = lambda target: engine.resize(workers_for(target))
+    gate.freed = engine.rouse
+    return engine
+
+
+def _pilot(job: Job, where: Places, state: State, source: JsonlSource, ledger: Ledger) -> Pilot | None:
+    """The pilot, unless the run is past it; a pass over dead letters has none."""
+    of_letters = state.later is not None and "pilot" in state.later.job
+    if job.pilot is None or of_letters or state.settled.count > job.pilot:
+        return None
+    advice = hint(where.dead_letter, kept=not where.on_stdout, redo=state.later is None)
+    return Pilot(source, ledger, job.pilot, job.max_failures, advice)
 
 
 def _source(job: Job, where: Places, opened: Opened | None, state: State) -> JsonlSource:
@@ -279,13 +290,3 @@ def _ledger(
     else:
         ledger.inputs = source.prints
     return ledger
-
-
-def _check_descriptors(job: Job) -> None:
-    needed = job.concurrency + SPARE_DESCRIPTORS
-    allowed = raise_descriptor_limit(needed)
-    if allowed < needed:
-        raise ConfigError(
-            f"--concurrency {job.concurrency} needs {needed} open files, this system allows {allowed}",
-            f"ulimit -n {needed}, or -c {max(1, allowed - SPARE_DESCRIPTORS)}",
-        )

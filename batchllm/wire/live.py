@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from batchllm.errors import Drained
 from batchllm.job import Job
 from batchllm.layers.gated import Gate
 from batchllm.ledger import Ledger
 from batchllm.model import frozen
+from batchllm.pilot import Pilot
 from batchllm.run import Parts
 from batchllm.sources import JsonlSource
 from batchllm.summary import Summary
@@ -20,6 +27,8 @@ class Live:
     """A wired run; also what the ui samples while it goes (see `ui.View`).
 
     `skipped` records were settled by earlier sessions; `before` is the number of those outside this pass.
+    `began` is in Unix seconds. `concurrency` and `limits` are what was set while it ran (see
+    `control.Controlled`, which this is too).
     """
 
     job: Job
@@ -33,7 +42,11 @@ class Live:
     before: int
     run_id: str
     opened: Opened | None
+    pilot: Pilot | None = None
     warnings: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.time)
+    concurrency: int | None = None
+    limits: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def summary(self) -> Summary:
@@ -56,7 +69,81 @@ class Live:
 
     def waiting(self) -> str | None:
         """Why it is slow now."""
-        return self.gate.waits()
+        gate = self.gate
+        reason = gate.waits()
+        if reason is None and (delayed := gate.delayed) >= max(2.0, gate.window.total_tokens / 10):
+            reason = f"{delayed:,} waiting to be tried again"
+        return reason
+
+    @property
+    def paused(self) -> bool:
+        """Whether no new call goes out, since `pause`."""
+        return self.gate.held
+
+    @property
+    def stopping(self) -> str | None:
+        """Why the run is stopping, in words, or None."""
+        reason = self.parts.stop.reason
+        if isinstance(reason, signal.Signals):
+            return f"by {reason.name}"
+        return None if reason is None else reason.message
+
+    def status(self) -> dict[str, Any]:
+        """How it goes: `rate` in records a second, `eta_s` in seconds, `limits` a minute by dimension."""
+        summary, now = self.summary, time.time()
+        total, exact = self.total()
+        rate = summary.rate(now, min(30.0, max(now - self.began, 1.0)))
+        left = None if total is None else max(total - summary.settled, 0)
+        unknown = left is None or (left and (not rate or self.paused or self.stopping))
+        return {
+            "run_id": self.run_id,
+            "pid": os.getpid(),
+            "model": self.model,
+            "output": self.places.output,
+            "processed": summary.settled,
+            "total": total,
+            "total_exact": exact,
+            "succeeded": summary.succeeded,
+            "failed": summary.failed,
+            "retried": summary.retried,
+            "rate": None if rate is None else round(rate, 3),
+            "eta_s": None if unknown else round((left or 0) / (rate or 1.0), 1),
+            "in_flight": self.in_flight(),
+            "concurrency": int(self.gate.target),
+            "limits": {name: round(limit, 6) for name, limit in self.gate.limiter.limits().items()},
+            "paused": self.paused,
+            "stopping": self.stopping,
+            "waiting": self.waiting(),
+        }
+
+    def retune(self, concurrency: int | None, limits: Mapping[str, float | None]) -> None:
+        """Set the window unless it is None, and these limits a minute; ValueError above what it can have."""
+        if concurrency is not None:
+            self.gate.retune(concurrency)
+            self.concurrency = concurrency
+        if limits:
+            self.gate.limiter.retune(limits)
+            self.limits.update(limits)
+
+    def pause(self) -> None:
+        """Let no new call go out; those in flight finish."""
+        self.gate.hold()
+
+    def resume(self) -> None:
+        """Go on after a pause."""
+        self.gate.go_on()
+
+    def drain(self) -> None:
+        """Take up no new record, and stop once the calls in flight have finished."""
+        self.parts.stop.set(Drained("drained by ctl", "run the same command again to go on"))
+
+    def follow(self, earlier: Live) -> None:
+        """Go on as the pass before was steered."""
+        if earlier.concurrency is not None:
+            self.retune(int(min(earlier.concurrency, self.gate.ceiling)), {})
+        self.retune(None, earlier.limits)
+        if earlier.paused:
+            self.pause()
 
     @property
     def cut_short(self) -> bool:

@@ -14,6 +14,7 @@ from batchllm.errors import ConfigError
 from batchllm.job import Loaded
 from batchllm.model import frozen
 from batchllm.ports import Connect, ProviderSpec
+from batchllm.wire.limiting import most_calls
 
 
 @frozen
@@ -65,7 +66,7 @@ def provider_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -
         base_url=base_url,
         key=_key(row, loaded, base_url, environ),
         timeout=job.timeout,
-        concurrency=job.concurrency,
+        concurrency=most_calls(job),
         http=job.http,
         whole=job.emit == "openai-batch",
     )

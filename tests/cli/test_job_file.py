@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -149,3 +150,38 @@ def test_without_a_model_the_ways_to_name_one_are_told(tmp_path: Path) -> None:
     assert "subject, body" in no_text.error + no_text.hint, "it lists the fields that there are"
     assert "-p '{{ subject }} {{ body }}'" in no_text.hint
     assert names(tmp_path) == {"a.jsonl", "b.jsonl"}
+
+
+def test_a_variable_with_a_typing_error_is_told_once_at_the_start(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", tickets(2))
+    typo = {"BATCHLLM_CONCURENCY": "3", "BATCHLLM_BENCH_DATA": "d", "BATCHLLM_JOB": ""}
+
+    ran, quiet = together(
+        lambda: run(tmp_path, "a.jsonl", *ECHO, env=typo),
+        lambda: run(tmp_path, "a.jsonl", *ECHO, "-o", "q.jsonl", "-q", env=typo),
+    )
+
+    assert (ran.code, quiet.code, quiet.stderr) == (0, 0, "")
+    assert [line for line in ran.stderr.splitlines() if line.startswith("warning:")] == [
+        "warning: BATCHLLM_CONCURENCY names no setting: did you mean BATCHLLM_CONCURRENCY?"
+    ]
+
+
+def test_more_calls_than_this_system_has_files_for_are_refused_before_anything_is_called(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "a.jsonl", tickets(2))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        ran = run(
+            tmp_path, "a.jsonl", "-m", "openai/any", "--base-url", address, "-c", "1000",
+            before=("sh", "-c", 'ulimit -n 256; exec "$@"', "sh"),
+        )  # fmt: skip
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+    assert ran.code == 2
+    assert ran.error == "--concurrency 1000 needs 1064 open files, this system allows 256"
+    assert ran.hint == "ulimit -n 1064, or -c 192"
+    assert names(tmp_path) == {"a.jsonl"}

@@ -27,6 +27,8 @@ from tests.running import (
 )
 
 NEVER_MS = 1e7
+AT_ONCE = ("--rpm", "1e9")
+"""With a limit told, as many calls as may be are in flight from the start."""
 
 
 def script(folder: Path, *lines: dict[str, Any]) -> tuple[str, str]:
@@ -76,7 +78,7 @@ def test_a_reader_that_leaves_ends_the_run_though_calls_are_in_flight(tmp_path: 
 
 def test_sigterm_keeps_what_arrives_within_the_grace_and_the_same_command_finishes(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", tickets(450))
-    options = ("a.jsonl", "-m", "fake/echo?latency_ms=2000", "-c", "200")
+    options = ("a.jsonl", "-m", "fake/echo?latency_ms=2000", "-c", "200", *AT_ONCE)
 
     with started(tmp_path, *options, "-vv") as process:
         wait_for_settled(process, 200)
@@ -103,11 +105,11 @@ def test_without_grace_and_at_a_second_signal_calls_are_given_up_at_once_and_cou
     write(tmp_path / "a.jsonl", [*tickets(5), *({"text": "hangs"} for _ in range(40))])
     write(tmp_path / "b.jsonl", [*tickets(5), *({"text": "hangs"} for _ in range(40))])
 
-    with started(tmp_path, "a.jsonl", *model, "-vv", "--grace", "0") as process:
+    with started(tmp_path, "a.jsonl", *model, "-vv", "--grace", "0", *AT_ONCE) as process:
         wait_for_settled(process, 5)
         process.send_signal(signal.SIGHUP)
         once = ended(tmp_path, process)
-    with started(tmp_path, "b.jsonl", *model, "-vv", "--grace", "1000") as process:
+    with started(tmp_path, "b.jsonl", *model, "-vv", "--grace", "1000", *AT_ONCE) as process:
         wait_for_settled(process, 5)
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)

@@ -18,11 +18,11 @@ from tests import virtual
 from tests.calls import Parked, Script, reply, request
 
 
-class Counting(Stop):
-    """A Stop that knows how many sleep on it."""
+class Counting(RateLimiter):
+    """A RateLimiter that knows how many sleep in it."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, rpm: float) -> None:
+        super().__init__({"requests": rpm}, Stop(), clock=anyio.current_time)
         self.sleepers = 0
         self.most = 0
 
@@ -51,7 +51,8 @@ class Seen:
 
 
 def limiter(rpm: float | None = None, tpm: float | None = None, stop: Stop | None = None) -> RateLimiter:
-    return RateLimiter(rpm, tpm, Stop() if stop is None else stop, clock=anyio.current_time)
+    limits = {"requests": rpm, "tokens": tpm}
+    return RateLimiter(limits, Stop() if stop is None else stop, clock=anyio.current_time)
 
 
 class House:
@@ -126,7 +127,7 @@ def test_requests_are_admitted_in_the_order_in_which_they_came() -> None:
         limit, order = limiter(tpm=600), list[int]()
 
         async def admit(i: int) -> None:
-            await limit.admit([1.0 if i % 3 else 40.0])
+            await limit.admit([1.0, 1.0 if i % 3 else 40.0, 0.0, 0.0])
             order.append(i)
 
         async def late() -> None:
@@ -144,14 +145,13 @@ def test_requests_are_admitted_in_the_order_in_which_they_came() -> None:
 
 def test_there_is_one_timer_whatever_the_number_of_waiters() -> None:
     async def main() -> tuple[int, int]:
-        stop = Counting()
-        limit = limiter(rpm=60, stop=stop)
+        limit = Counting(rpm=60)
         async with anyio.create_task_group() as tasks:
             for _ in range(100):
-                tasks.start_soon(limit.admit, [1.0])
+                tasks.start_soon(limit.admit, [1.0, 0.0, 0.0, 0.0])
             await anyio.wait_all_tasks_blocked()
             waiting = limit.waiting
-        return stop.most, waiting
+        return limit.most, waiting
 
     assert virtual.run(main) == (1, 99)
 
@@ -218,7 +218,8 @@ def test_a_refused_call_waits_and_asks_again_however_often() -> None:
         return len(script.asked), anyio.current_time(), house.clean()
 
     calls, seconds, clean = virtual.run(main)
-    assert (calls, round(seconds, 3), clean) == (31, 60.0, True)
+    assert (calls, clean) == (31, True)
+    assert 60 <= seconds < 63
 
 
 def test_a_pause_holds_everyone_and_the_longest_wins() -> None:
@@ -234,7 +235,8 @@ def test_a_pause_holds_everyone_and_the_longest_wins() -> None:
         return script.at, house.seen.pauses
 
     at, pauses = virtual.run(main)
-    assert [round(moment, 3) for moment in at] == [0.0, 0.0, 31.0, 31.0, 31.0]
+    assert [round(moment, 3) for moment in at[:3]] == [0.0, 0.0, 31.0]
+    assert 31 < at[3] < at[4] < 34  # one by one, not all at once
     assert pauses == [(30.0, "a"), (30.0, "b")]
 
 
@@ -248,7 +250,7 @@ def test_a_pause_that_grows_meanwhile_is_kept_to_its_end() -> None:
             limit.pauses.add(3.0, 30.0, 0.0)
 
         async def admit() -> None:
-            await limit.admit([])
+            await limit.admit([1.0, 0.0, 0.0, 0.0])
 
         return await all_of(more, admit)
 
@@ -425,7 +427,7 @@ def test_the_one_at_the_head_may_go_and_the_others_keep_their_turn() -> None:
 
         async def admit(i: int) -> None:
             with scopes[i]:
-                await limit.admit([1.0])
+                await limit.admit([1.0, 0.0, 0.0, 0.0])
                 order.append(i)
 
         async with anyio.create_task_group() as tasks:

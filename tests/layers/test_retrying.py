@@ -208,7 +208,7 @@ class House:
 
     def __init__(self, script: Script, *, window: int = 10, most: int = 3, max_stall: float = 900) -> None:
         self.stop = Stop()
-        limiter = RateLimiter(None, None, self.stop, clock=anyio.current_time)
+        limiter = RateLimiter({}, self.stop, clock=anyio.current_time)
         self.gate = Gate(
             anyio.CapacityLimiter(window),
             limiter,
@@ -247,7 +247,7 @@ def test_a_backoff_holds_no_slot_of_the_window() -> None:
             tasks.start_soon(house.ask, "first")
             await anyio.wait_all_tasks_blocked()
             await anyio.sleep(2)
-            assert house.gate.window.borrowed_tokens == 0
+            assert (house.gate.window.borrowed_tokens, house.gate.delayed) == (0, 1)
             for name in ("second", "third"):
                 await house.ask(name)
         assert script.asked == ["first", "second", "third", "first"]

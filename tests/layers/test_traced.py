@@ -60,7 +60,7 @@ def test_an_answer_is_an_attempt_with_its_usage_status_and_id() -> None:
     before = time.time()
     attempt = attempt_of(reply(usage=Usage(30, 20)))
     assert (attempt.status, attempt.usage, attempt.request_id) == (200, Usage(30, 20), "q1")
-    assert attempt.error is None
+    assert (attempt.error, attempt.cause) == (None, None)
     assert before <= attempt.at <= time.time()
     assert 0 <= attempt.seconds < 60
 
@@ -69,6 +69,7 @@ def test_a_failure_is_an_attempt_with_its_status_id_and_message() -> None:
     attempt = attempt_of(Overloaded("the server failed", status=503, request_id="q9"))
     assert (attempt.status, attempt.request_id, attempt.error) == (503, "q9", "the server failed")
     assert attempt.usage is None
+    assert attempt.cause == "server_error"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,8 @@ def test_every_branch_of_the_taxonomy_leaves_an_attempt(error: Exception, status
 
 
 def test_a_call_that_dies_of_a_bug_is_an_attempt_too() -> None:
-    assert attempt_of(KeyError("choices")).error == "KeyError: 'choices'"
+    attempt = attempt_of(KeyError("choices"))
+    assert (attempt.error, attempt.cause) == ("KeyError: 'choices'", None)
 
 
 def test_a_call_that_is_cancelled_is_no_attempt() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from batchllm.errors import ConfigError
-from batchllm.job import Job, load, settings
+from batchllm.job import Job, load, settings, strays
 from batchllm.job import values as read
 from tests.running import ROOT
 
@@ -138,7 +138,7 @@ def test_every_setting_has_a_reader_help_and_a_name_in_the_environment() -> None
     meaning = {name for name, setting in table.items() if setting.kind == "meaning"}
     asked = {"input", "model", "prompt", "system", "schema", "param"}
     assert meaning == {*asked, "input_format", "id_field", "emit", "keep", "merge_failed"}
-    assert {name for name, setting in table.items() if setting.once} == {"fresh", "limit"}
+    assert {name for name, setting in table.items() if setting.once} == {"fresh", "limit", "yes"}
 
 
 def test_every_option_of_the_table_is_in_the_contract() -> None:
@@ -287,6 +287,45 @@ def test_a_variable_for_what_is_of_this_time_only_is_not_heeded(tmp_path: Path) 
     job = load({}, {"BATCHLLM_FRESH": "1", "BATCHLLM_LIMIT": "5"}, tmp_path).job
 
     assert (job.fresh, job.limit) == (False, None)
+
+
+def test_a_variable_that_names_nothing_is_told_without_its_value() -> None:
+    environ = {
+        "BATCHLLM_CONCURENCY": "sk-secret",
+        "BATCHLLM_MAX_RETRY": "",
+        "BATCHLLM_FRESH": "1",
+        "BATCHLLM_COLOUR_OF_BIRDS": "x",
+        "BATCHLLM_RPM": "5",
+        "BATCHLLM_JOB": "j.toml",
+        "BATCHLLM_BENCH_DATA": "d.jsonl",
+        "BATCHLLM_MY_KEY": "sk-secret",
+        "OTHER": "x",
+    }
+    assert strays(environ, Job(api_key_env="BATCHLLM_MY_KEY")) == [
+        "BATCHLLM_COLOUR_OF_BIRDS names no setting",
+        "BATCHLLM_CONCURENCY names no setting: did you mean BATCHLLM_CONCURRENCY?",
+        "BATCHLLM_FRESH is not heeded: it is for the command line only, as --fresh",
+        "BATCHLLM_MAX_RETRY names no setting: did you mean BATCHLLM_MAX_RETRIES?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("concurrency", "1_0"),
+        ("concurrency", "１０"),
+        ("rpm", "1_000"),
+        ("rpm", "６0"),
+        ("rpm", "٣"),
+        ("timeout", "３０"),
+        ("timeout", "1m３s"),
+        ("max_failures", "５"),
+        ("max_failures", "５%"),
+    ],
+)
+def test_a_number_is_written_in_plain_digits(tmp_path: Path, name: str, value: str) -> None:
+    flag = name.replace("_", "-")
+    assert refused(tmp_path, {name: value}).message.startswith(f"--{flag}: expected ")
 
 
 def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:

@@ -313,6 +313,72 @@ def test_what_is_no_answer_under_200_is_never_taken_for_one(answer: Any, cause: 
     assert error.message.isprintable()
 
 
+def test_an_answer_with_half_a_surrogate_pair_is_whole_and_shows_a_replacement() -> None:
+    body = json.dumps(completion("half \ud83d, whole \U0001f600"))
+    assert "\\ud83d," in body
+    for content in (body.encode(), b"\xef\xbb\xbf" + body.encode()):
+        _, [reply] = exchange(ask(), (200, {}, content))
+        assert isinstance(reply, Reply)
+        assert reply.text == "half \ufffd, whole \U0001f600"
+        assert reply.usage == Usage(11, 3, 4)
+        json.dumps(reply.raw, ensure_ascii=False).encode()
+    _, [error] = exchange(ask(), (200, {}, b'{"choices":[{"message":{"content":"half \\ud83d'))
+    assert isinstance(error, BadReply)
+    assert error.cause == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (
+            {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": {}},
+            "PROHIBITED_CONTENT",
+        ),
+        ({"choices": [], "promptFeedback": {"blockReason": "SAFETY"}}, "SAFETY"),
+        ({"choices": None, "promptFeedback": {"blockReason": "OTHER"}}, "OTHER"),
+        (
+            {
+                "choices": [],
+                "prompt_filter_results": [
+                    {
+                        "prompt_index": 0,
+                        "content_filter_results": {
+                            "hate": {"filtered": False, "severity": "safe"},
+                            "violence": {"filtered": True, "severity": "high"},
+                            "jailbreak": {"filtered": True, "detected": True},
+                        },
+                    }
+                ],
+            },
+            "violence, jailbreak",
+        ),
+    ],
+)
+def test_a_question_that_was_blocked_under_200_is_refused_with_the_reason(body: Any, reason: str) -> None:
+    _, [error] = exchange(ask(), body)
+    assert isinstance(error, Refused)
+    assert (error.cause, error.status) == ("content_filter", 200)
+    assert error.message.endswith(f"blocked the question: {reason}")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"promptFeedback": {"blockReason": None}},
+        {"promptFeedback": {"safetyRatings": []}},
+        {"promptFeedback": "SAFETY"},
+        {"prompt_filter_results": [{"content_filter_results": {"hate": {"filtered": False}}}]},
+        {"prompt_filter_results": [1, {"content_filter_results": 2}, {"content_filter_results": {"a": 3}}]},
+    ],
+)
+def test_no_answer_without_a_block_is_no_refusal_and_an_answer_beside_one_is_an_answer(more: Any) -> None:
+    _, [error] = exchange(ask(), {"choices": [], **more})
+    assert isinstance(error, BadReply)
+    answered = {**completion(), **more, "promptFeedback": {"blockReason": "SAFETY"}}
+    _, [reply] = exchange(ask(), answered)
+    assert isinstance(reply, Reply)
+
+
 def test_an_error_under_200_is_judged_by_its_code() -> None:
     _, [error] = exchange(ask(), {"error": {"code": 429, "message": "wait"}})
     assert isinstance(error, RateLimited)
@@ -331,6 +397,122 @@ def test_a_403_is_the_accounts_until_the_route_has_answered_and_then_the_records
     forbidden: Any = (403, {}, b'{"error":{"message":"no"}}')
     _, got = exchange(ask(), forbidden, completion(), forbidden)
     assert [type(one) for one in got] == [AuthFailed, Reply, Refused]
+
+
+class Doors:
+    """An endpoint whose answers are let out one by one: `answer(key, …)` for the call with that key."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, Any] = {}
+        self.out: dict[str, tuple[int, bytes]] = {}
+
+    async def post(self, body: bytes, *, headers: Mapping[str, str] | None = None, timeout: float) -> Sent:
+        key = (headers or {})["idempotency-key"]
+        self.sent[key] = anyio.Event()
+        await self.sent[key].wait()
+        status, content = self.out.pop(key)
+        return Sent(status, {}, content)
+
+
+class Asked:
+    """Calls of one provider that are sent and answered in an order that the test says."""
+
+    def __init__(self, tasks: Any) -> None:
+        self._tasks = tasks
+        self._doors = Doors()
+        self._provider = OpenAI(self._doors, ProviderSpec("m"))
+        self._got: dict[str, Any] = {}
+
+    async def send(self, *keys: str) -> None:
+        for key in keys:
+            self._tasks.start_soon(self._call, key)
+            await anyio.wait_all_tasks_blocked()
+
+    async def _call(self, key: str) -> None:
+        try:
+            await self._provider.complete(Request("m", {"messages": MESSAGES}, key), Trail())
+        except BatchError as error:
+            self._got[key] = error
+        else:
+            self._got[key] = "answered"
+
+    async def answer(self, key: str, status: int = 200) -> Any:
+        """What became of the call: "answered", or the type of its error."""
+        body = completion() if status == 200 else {"error": {"message": "no"}}
+        self._doors.out[key] = (status, json.dumps(body).encode())
+        self._doors.sent[key].set()
+        await anyio.wait_all_tasks_blocked()
+        got = self._got.pop(key)
+        return got if got == "answered" else type(got)
+
+    async def prove(self) -> None:
+        await self.send("first")
+        assert await self.answer("first") == "answered"
+
+
+def in_order(test: Callable[[Asked], Any]) -> None:
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            asked = Asked(tasks)
+            await asked.prove()
+            await test(asked)
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize(("status", "fatal"), [(403, AuthFailed), (404, RouteGone)])
+def test_a_key_that_ends_in_the_middle_costs_one_record_and_then_the_run(
+    status: int, fatal: type[BatchError]
+) -> None:
+    async def test(asked: Asked) -> None:
+        await asked.send("a", "b", "c")
+        assert await asked.answer("a", status) is Refused
+        await asked.send("later")
+        assert await asked.answer("b", status) is RateLimited  # it was out already: asked again
+        assert await asked.answer("later", status) is fatal
+        assert await asked.answer("c", status) is RateLimited
+        await asked.send("b", "c")
+        assert await asked.answer("c", status) is fatal
+        assert await asked.answer("b", status) is fatal
+
+    in_order(test)
+
+
+def test_a_403_of_one_record_is_its_own_where_the_next_call_is_answered() -> None:
+    async def test(asked: Asked) -> None:
+        for _ in range(3):
+            await asked.send("a", "b")
+            assert await asked.answer("a", 403) is Refused
+            await asked.send("probe", "beside")
+            assert await asked.answer("probe") == "answered"
+            assert await asked.answer("beside", 403) is Refused  # doubt again, of its own
+            assert await asked.answer("b", 403) is RateLimited
+            await asked.send("b")
+            assert await asked.answer("b") == "answered"
+
+    in_order(test)
+
+
+def test_an_answer_to_a_call_that_was_out_before_the_doubt_says_nothing_of_the_key() -> None:
+    async def test(asked: Asked) -> None:
+        await asked.send("a", "b")
+        assert await asked.answer("a", 403) is Refused
+        await asked.send("probe")
+        assert await asked.answer("b") == "answered"
+        assert await asked.answer("probe", 403) is AuthFailed
+
+    in_order(test)
+
+
+def test_a_probe_that_comes_to_nothing_leaves_the_decision_to_the_next() -> None:
+    async def test(asked: Asked) -> None:
+        await asked.send("a")
+        assert await asked.answer("a", 403) is Refused
+        await asked.send("probe", "next")
+        assert await asked.answer("probe", 500) is Overloaded
+        assert await asked.answer("next", 403) is AuthFailed
+
+    in_order(test)
 
 
 def test_a_wrong_model_in_a_raw_body_is_that_records_once_the_route_has_answered() -> None:

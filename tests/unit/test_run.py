@@ -292,7 +292,7 @@ class Whole:
     def __init__(self, folder: Path, provider: Unreliable, source: Lists, *, window: int = 20) -> None:
         self.out, self.letters = folder / "out.jsonl", folder / "dead.jsonl"
         self.stop = stop = Stop()
-        limiter = RateLimiter(6000, None, stop, clock=anyio.current_time)
+        limiter = RateLimiter({"requests": 6000}, stop, clock=anyio.current_time)
         self.gate = Gate(
             anyio.CapacityLimiter(window), limiter, stop, max_stall=900, clock=anyio.current_time
         )

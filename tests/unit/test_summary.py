@@ -62,6 +62,45 @@ def test_totals_are_those_of_the_outcomes() -> None:
     assert summary.success_rate == 0.5
 
 
+def unknown(calls: int, at: float = 100.0) -> list[Attempt]:
+    return [Attempt(at, 0.1, status=599, error="odd", cause="unknown") for _ in range(calls)]
+
+
+def test_answers_that_no_rule_knows_are_counted_whether_their_record_was_lost_or_not() -> None:
+    helped = Done(RECORD, REPLY, Trail(attempts=[*unknown(2), Attempt(0.0, 0.1, Usage(3, 2))]), 1.0)
+    lost = Dead(
+        RECORD, Failure("exhausted", "unknown", "after 4 tries: odd"), Trail(attempts=unknown(4)), 1.0
+    )
+    refused = Dead(RECORD, Failure("refused", "unknown", "418"), Trail(attempts=unknown(1)), 1.0)
+    failed = Attempt(0.0, 0.1, status=500, error="no", cause="server_error")
+    usual = Done(RECORD, REPLY, Trail(attempts=[failed, Attempt(0.0, 0.1, Usage(3, 2))]), 1.0)
+
+    parts = [folded([helped, lost]), folded([refused, usual])]
+    for part in parts:
+        assert Summary.from_dict(json.loads(json.dumps(part.to_dict()))) == part
+    parts[0].merge(parts[1])
+
+    assert parts[0] == folded([helped, lost, refused, usual])
+    assert (parts[0].unknown_calls, parts[0].unknown) == (7, 2)
+
+
+def test_a_snapshot_from_before_unknown_answers_were_counted_can_be_read() -> None:
+    document = folded([done(1.0, 0.5)]).to_dict()
+    del document["unknown_calls"]
+    assert Summary.from_dict(document) == folded([done(1.0, 0.5)])
+
+
+def test_unknown_answers_stay_a_cause_of_their_own_among_ever_so_many() -> None:
+    summary = folded([dead("refused", f"cause {n}", "m") for n in range(300)])
+    for kind in ("refused", "exhausted"):
+        summary.add(dead(kind, "unknown", "odd"))
+    assert summary.unknown == 2
+    assert summary.causes("refused")["unknown"].count == 1
+    assert len(summary.failures) < 110
+    summary.reopen("refused", "unknown")
+    assert summary.unknown == 1
+
+
 def test_latency_is_that_of_the_call_that_answered() -> None:
     summary = folded([done(1.0, 9.0, 9.0, 0.5), dead("exhausted", "timeout", "m")])
     assert summary.latency.count == 1

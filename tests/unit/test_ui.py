@@ -218,12 +218,22 @@ def test_a_json_line_has_the_contract_s_keys() -> None:
         "input_tokens",
         "output_tokens",
         "waiting",
+        "total_exact",
     }
+
+
+def test_an_estimated_total_is_marked_in_every_form() -> None:
+    estimate = replace(FIGURES, exact=False)
+    assert json.loads(json_line(FIGURES))["total_exact"] is True
+    assert json.loads(json_line(estimate))["total_exact"] is False
+    assert "/~13,083" in log_line(estimate, "12:00:05")
+    assert "/13,083" in log_line(FIGURES, "12:00:05")
 
 
 def test_what_json_does_not_know_is_null() -> None:
     data = json.loads(json_line(measure(FixedView(0, None), Pace(0.0, 0), 1.0)))
     assert [data[key] for key in ("total", "progress_pct", "success_rate", "rate", "eta_s")] == [None] * 5
+    assert data["total_exact"] is False
 
 
 # --- the task
@@ -390,6 +400,20 @@ def test_causes_of_one_kind_are_listed_with_an_example_each(capsys: pytest.Captu
     assert "  exhausted    10\n               2  cause 0: m\n" in err
     assert "and 1 more" in err
     assert "output         stdout" in err
+
+
+def test_answers_that_no_rule_knows_are_told_by_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    def ended(summary: Summary, kind: str) -> str:
+        ui.final(summary, ui.Facts("t.out.jsonl", 2.0), kind=kind)
+        return capsys.readouterr().err
+
+    assert "unknown" not in ended(summary_of_three(), "log")
+    summary = summary_of_three()
+    odd = [Attempt(0.0, 0.1, status=599, error="odd", cause="unknown")] * 4
+    summary.add(Dead(RECORD, Failure("exhausted", "unknown", "odd"), Trail(attempts=odd), 0.0))
+    assert "unknown        answers that no rule knows: 4; dead letters of them: 1\n" in ended(summary, "log")
+    data = json.loads(ended(summary, "json"))
+    assert (data["unknown"], data["unknown_calls"]) == (1, 4)
 
 
 def test_with_json_progress_the_end_is_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:

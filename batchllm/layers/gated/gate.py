@@ -1,0 +1,254 @@
+"""The gate before every call: a window of calls in flight, and the limits of the account.
+
+Owns anyio's CapacityLimiter (the window) and knows the RateLimiter (buckets, pauses); all stacks of a run on
+one account share them. It hears of every call how it went, sizes the window, and stops a run that gets
+nowhere. It never judges an answer.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+import anyio
+
+from batchllm.errors import CallError, Disconnected, RateLimited, Stalled, TimedOut
+from batchllm.layers.gated.limiter import RateLimiter
+from batchllm.limits import Adaptive
+from batchllm.ports import Observer
+from batchllm.stop import Stop
+
+FEW = 2
+"""Calls that go out at first where no limit is known, and after a pause."""
+_DOUBLED_S, _GAINED = 0.25, 3
+"""Seconds in which they double; and how many more each answer lets out, where answers come more quickly."""
+_AT_ONCE = 0.25
+"""Share of the window that goes out at once after a rate limit's pause."""
+_TEND_S = 0.125
+_DOWN, _BY = 10, 3
+"""Failures in a row, of so many requests at least, that say the service is down."""
+_HELD = 5
+"""Times that one request is a probe of a service that is down."""
+_LONGEST = 15.0
+"""Seconds between two probes at most."""
+_PRESSED = frozenset({429, 503, 529})
+
+
+class Gate:
+    """The window and the limits of one account; `in_flight` counts the calls that are out now.
+
+    It is told of every request from its first try to its last, waits between included, so that it knows
+    silence from idleness. A run that stops opens the window: who waits there comes through and is dropped.
+    `window` is as wide as it may ever be, which is the `ceiling`; `target` is how wide it is to be, and
+    `adaptive` finds that. `ramp` begins with few calls where no limit is known. `freed` is called where a
+    slot becomes free and its holder is not about to take it again, and where the window has grown, `resized`
+    with each new target. `tend` has to run beside.
+    """
+
+    def __init__(
+        self,
+        window: anyio.CapacityLimiter,
+        limiter: RateLimiter,
+        stop: Stop,
+        *,
+        max_stall: float,
+        target: int | None = None,
+        adaptive: Adaptive | None = None,
+        ramp: bool = False,
+        observers: Sequence[Observer] = (),
+        clock: Callable[[], float] = monotonic,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.window = window
+        self.limiter = limiter
+        self.adaptive = adaptive
+        self.in_flight = 0
+        self.ceiling = window.total_tokens
+        self.target: float = target or window.total_tokens
+        self._stop = stop
+        self._max_stall = max_stall
+        self._observers = observers
+        self.clock = clock
+        self._draw = draw
+        self._moved = clock()
+        self._at_work = 0
+        self._proven = False
+        self._failing: set[str] = set()
+        self._failures = 0
+        self._probes = 0
+        self._gained = 0
+        self._ramp: tuple[float, int] | None = None
+        if ramp and limiter.free and adaptive is None:
+            self._ramp = (self._moved, 0)
+        self.freed: Callable[[], None] = lambda: None
+        self.resized: Callable[[float], None] = lambda target: None
+        self._resize(self.target if adaptive is None else adaptive.size)
+        stop.then(self._open)
+
+    def _open(self) -> None:
+        self.window.total_tokens = math.inf
+
+    def _fit(self) -> None:
+        """Let the window be as wide as it may be now."""
+        if self._stop.reason is not None:
+            return
+        width = self.target
+        if self._probes:
+            width = 1
+        elif self._ramp is not None:
+            since, out = self._ramp
+            grown = FEW * 2.0 ** min(max(0.0, self.clock() - since) / _DOUBLED_S, 20.0)
+            few = out + max(math.floor(grown), FEW + self._gained)
+            width = min(width, few)
+            if few >= self.target:
+                self._ramp = None
+        grown = width > self.window.total_tokens
+        if width != self.window.total_tokens:
+            self.window.total_tokens = width
+        if grown:
+            self.freed()
+
+    def _rise(self, since: float, out: int) -> None:
+        """Let the window widen from `out` calls on, beginning at `since`."""
+        self._ramp, self._gained = (since, out), 0
+        self._fit()
+
+    def _resize(self, target: float) -> None:
+        """Aim at another window."""
+        self.target = target
+        self.resized(target)
+        self._fit()
+
+    async def tend(self) -> None:
+        """Widen the window as time goes by; runs beside the calls until it is cancelled."""
+        while True:
+            await anyio.sleep(_TEND_S)
+            if self._ramp is not None:
+                self._fit()
+
+    def retune(self, concurrency: int) -> None:
+        """Another window, a fixed one; ValueError above `ceiling`."""
+        if not 1 <= concurrency <= self.ceiling:
+            raise ValueError(f"this run can have 1 to {self.ceiling:g} calls in flight")
+        self.adaptive = None
+        self._resize(concurrency)
+
+    @property
+    def held(self) -> bool:
+        """Whether nobody is admitted until `go_on`."""
+        return self.limiter.held
+
+    def hold(self) -> None:
+        """Admit nobody until `go_on`; calls in flight go on."""
+        self.limiter.hold()
+
+    def go_on(self) -> None:
+        """Admit again; the time between is no silence."""
+        self.limiter.go_on()
+        self._moved = self.clock()
+        self.freed()
+
+    def room(self) -> float:
+        """Calls that could go out now, as far as the window is concerned."""
+        return self.window.available_tokens
+
+    def began(self) -> None:
+        """A request is taken up; after a time without any, silence is counted from here."""
+        if not self._at_work:
+            self._moved = self.clock()
+        self._at_work += 1
+
+    def ended(self) -> None:
+        """A request is answered or given up."""
+        self._at_work -= 1
+
+    def answered(self, sent: float) -> None:
+        """A call that was sent at `sent` was answered; it still counts as in flight."""
+        self._moved = now = self.clock()
+        self._proven = True
+        if self._failures:
+            self._recovered(now)
+        if self._ramp is not None and now >= self._ramp[0]:
+            self._gained += _GAINED
+            self._fit()
+        if self.adaptive is not None and self.adaptive.answered(now, sent, self.in_flight + 1):
+            self._resize(self.adaptive.size)
+
+    def _recovered(self, now: float) -> None:
+        self._failing.clear()
+        self._failures = 0
+        if self._probes:
+            self._probes = 0
+            self._rise(now, self.in_flight)
+
+    def refused(self, error: RateLimited, need: Sequence[float], episode: int, sent: float) -> None:
+        """The quota is used up: pause everyone on it."""
+        seconds = self.limiter.refused(error, need, episode, self._draw())
+        self._press(sent)
+        if not self._probes:
+            self._rise(self.limiter.pauses.until, self.in_flight + int(self.target * _AT_ONCE))
+        for observer in self._observers:
+            observer.pause(seconds, error.message)
+        self.failed(error)
+
+    def down(self, error: CallError, key: str, sent: float, held: int) -> bool:
+        """A call failed: whether it is the service that is down, so that the request waits for it here.
+
+        A service that has answered and then fails on everything is probed by one request at a time, in
+        turns, ever more rarely; that costs no retry. `key` names the request, `held` is how often it was one.
+        """
+        if isinstance(error, Disconnected) and error.stale:
+            return False  # asked again at once
+        self._failures += 1
+        self._failing.add(key)
+        if isinstance(error, TimedOut) or error.status in _PRESSED:
+            self._press(sent)
+        if not self._proven or held >= _HELD or self._failures < _DOWN or len(self._failing) < _BY:
+            return False
+        now = self.clock()
+        if now >= self.limiter.pauses.until:
+            wait = min(_LONGEST, 2.0 ** min(self._probes, 6)) * (0.5 + 0.5 * self._draw())
+            self._probes += 1
+            seconds = self.limiter.pauses.add(now, max(wait, error.retry_after or 0.0), 0.0)
+            self._fit()
+            for observer in self._observers:
+                observer.pause(seconds, error.message)
+        self.failed(error)
+        return True
+
+    def _press(self, sent: float) -> None:
+        if self.adaptive is not None and self.adaptive.pressed(self.clock(), sent):
+            self._resize(self.adaptive.size)
+
+    def failed(self, error: CallError) -> None:
+        """A call failed: stop the run if nothing has succeeded for too long, or too long a wait is asked."""
+        asked = error.retry_after or 0.0
+        if asked > self._max_stall:
+            self._stop.set(
+                Stalled(
+                    f"the service asks to wait {asked:.0f} s, --max-stall is {self._max_stall:.0f} s",
+                    "run the same command again then, or raise --max-stall",
+                )
+            )
+        silent = self.clock() - self._moved
+        if silent > self._max_stall:
+            self._stop.set(
+                Stalled(
+                    f"nothing has succeeded for {silent:.0f} s; last: {error.message}",
+                    "check the service, then run the same command again",
+                )
+            )
+        self.freed()
+
+    @property
+    def delayed(self) -> int:
+        """Requests that wait to be tried again: neither out, nor in line for the window or the limits."""
+        return self._at_work - self.window.borrowed_tokens - self.window.statistics().tasks_waiting
+
+    def waits(self) -> str | None:
+        """Why calls are held back now, in words, or None."""
+        if self._probes and not self.limiter.held:
+            return "the service is down: asked by one call now and then"
+        return self.limiter.waits()

@@ -1,0 +1,82 @@
+"""A token bucket of N dimensions that are taken all together or not at all: pure, time comes in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+MARGIN = 0.5
+"""Seconds' worth of the rate that may go out at once. Half of what servers allow that enforce a second's
+worth, so that jitter on the way can't turn a paced burst into a refusal."""
+
+
+class TokenBucket:
+    """Buckets that refill continuously; a request takes from each or waits for all.
+
+    `rates` in units a second, infinite for no limit. A bucket holds `margin` seconds of its rate, at least
+    1. A need larger than a bucket is admitted when that bucket is full, and leaves it in debt.
+    """
+
+    def __init__(self, rates: Sequence[float], now: float, margin: float = MARGIN) -> None:
+        self._margin = margin
+        self._rates = [math.inf] * len(rates)
+        self._sizes = [math.inf] * len(rates)
+        self._levels = [math.inf] * len(rates)
+        self._limited: list[int] = []
+        self._at = now
+        for i, rate in enumerate(rates):
+            self.limit(i, rate, now)
+
+    @property
+    def limited(self) -> Sequence[int]:
+        """The dimensions that have a limit."""
+        return self._limited
+
+    def rate(self, i: int) -> float:
+        """Units a second of dimension `i`, infinite where it has no limit."""
+        return self._rates[i]
+
+    def limit(self, i: int, rate: float, now: float) -> None:
+        """Change the rate of dimension `i`; what it holds stays, as far as it still fits.
+
+        A dimension that had no limit starts full.
+        """
+        self._refill(now)
+        self._rates[i] = rate
+        self._sizes[i] = size = max(1.0, rate * self._margin)
+        self._levels[i] = min(self._levels[i], size)
+        self._limited = [i for i, rate in enumerate(self._rates) if rate < math.inf]
+
+    def empty(self, i: int, now: float, left: float = 0.0) -> None:
+        """Dimension `i` turned out to be used up: no more than `left` is in it."""
+        self._refill(now)
+        if self._rates[i] < math.inf:
+            self._levels[i] = min(self._levels[i], left)
+
+    def take(self, need: Sequence[float], now: float) -> float:
+        """0.0 and taken, or nothing taken and the seconds to wait before asking again."""
+        levels, wait = self._levels, 0.0
+        passed = now - self._at if now > self._at else 0.0
+        self._at += passed
+        for i in self._limited:
+            rate, size, amount = self._rates[i], self._sizes[i], need[i]
+            level = levels[i] + rate * passed
+            levels[i] = level = level if level < size else size
+            short = (amount if amount < size else size) - level
+            if short > 1e-9:
+                wait = max(wait, short / rate)
+        if not wait:
+            for i in self._limited:
+                levels[i] -= need[i]
+        return wait
+
+    def settle(self, reserved: Sequence[float], used: Sequence[float]) -> None:
+        """Correct an admission: what was reserved comes back, what was used goes."""
+        for i in self._limited:
+            self._levels[i] = min(self._sizes[i], self._levels[i] + reserved[i] - used[i])
+
+    def _refill(self, now: float) -> None:
+        passed = max(0.0, now - self._at)
+        self._at += passed
+        for i in self._limited:
+            self._levels[i] = min(self._sizes[i], self._levels[i] + self._rates[i] * passed)

@@ -2,6 +2,7 @@
 # make test   the same environment, and every test
 # make check  lint and types
 # make bench  what a record costs, beside what others reach (an environment of its own; QUICK=1, PHASES="hot wide")
+# make limits  limits told, found and shared, -c auto, against the rehearsal server (15 minutes; SECONDS=60)
 # make crash  jobs killed 500 times and more, at every step and at random moments (half an hour)
 # make crash-million  a million records killed 20 times, against the rehearsal server (RECORDS=… KILLS=…)
 
@@ -10,7 +11,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 BENCH  := $(VENV)/bench
 
-.PHONY: demo test check crash crash-million bench clean
+.PHONY: demo test check crash crash-million limits bench clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "batchllm needs Python 3.11 or newer, this is " + sys.version'
@@ -56,6 +57,9 @@ crash: $(VENV)/dev.installed
 
 crash-million: $(VENV)/dev.installed
 	$(BIN)/python -m tests.crash.million --records $(or $(RECORDS),1000000) --kills $(or $(KILLS),20)
+
+limits: $(VENV)/dev.installed
+	$(BIN)/python -m tests.limits.proof --seconds $(or $(SECONDS),180)
 
 clean:
 	rm -rf out $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

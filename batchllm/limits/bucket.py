@@ -53,6 +53,10 @@ class TokenBucket:
         if self._rates[i] < math.inf:
             self._levels[i] = min(self._levels[i], left)
 
+    def draw(self, i: int, amount: float) -> None:
+        """So much of dimension `i` had gone out before its limit was known."""
+        self._levels[i] -= amount
+
     def take(self, need: Sequence[float], now: float) -> float:
         """0.0 and taken, or nothing taken and the seconds to wait before asking again."""
         levels, wait = self._levels, 0.0
@@ -60,8 +64,10 @@ class TokenBucket:
         self._at += passed
         for i in self._limited:
             rate, size, amount = self._rates[i], self._sizes[i], need[i]
-            level = levels[i] + rate * passed
-            levels[i] = level = level if level < size else size
+            level = levels[i]
+            if level < size:  # beyond it there is only what came back
+                level += rate * passed
+                levels[i] = level = level if level < size else size
             short = (amount if amount < size else size) - level
             if short > 1e-9:
                 wait = max(wait, short / rate)
@@ -71,12 +77,17 @@ class TokenBucket:
         return wait
 
     def settle(self, reserved: Sequence[float], used: Sequence[float]) -> None:
-        """Correct an admission: what was reserved comes back, what was used goes."""
+        """Correct an admission: what was reserved comes back, what was used goes.
+
+        What comes back may fill a bucket to twice its size: the service never counted it.
+        """
         for i in self._limited:
-            self._levels[i] = min(self._sizes[i], self._levels[i] + reserved[i] - used[i])
+            level = self._levels[i] + reserved[i] - used[i]
+            self._levels[i] = min(2 * self._sizes[i], level)
 
     def _refill(self, now: float) -> None:
         passed = max(0.0, now - self._at)
         self._at += passed
         for i in self._limited:
-            self._levels[i] = min(self._sizes[i], self._levels[i] + self._rates[i] * passed)
+            if self._levels[i] < self._sizes[i]:
+                self._levels[i] = min(self._sizes[i], self._levels[i] + self._rates[i] * passed)

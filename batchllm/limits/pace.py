@@ -49,17 +49,15 @@ class Pace:
 
     It is told of each amount that is admitted, of refusals, and, before the next admission after the pause
     that a refusal brings, that everything goes on. It creeps up over `few` requests at least: fewer where
-    they are of different sizes, and few make much.
+    they are of different sizes, and few make much. `granted` went out in `count` requests from `since` on.
     """
 
-    def __init__(self, now: float, few: int = _CREEP_N) -> None:
+    def __init__(self, since: float, *, few: int = _CREEP_N, granted: float = 0.0, count: int = 0) -> None:
         self._few = few
         self._way = _OFF
         self._rate = math.inf  # at `_start`
-        self._start = now
-        self._since = now
-        self._granted = 0.0
-        self._count = 0
+        self._start = self._since = since
+        self._granted, self._count = granted, count
         self._refused = 0
         self._useless = 0
         self._rests = 0
@@ -127,7 +125,7 @@ class Pace:
         ):
             self._way = _RAMP
             self._rate = 0.5 * amount / min(max(wait, _FIRST_S[0]), _FIRST_S[1])
-        elif span >= _LONG_S and now >= self._rest_until:
+        elif span >= _LONG_S and now >= self._rest_until and self._granted > 0:
             self._way, self._rate = _CREEP, BELOW * self._granted / span
         return self._way != _OFF or span >= _LONG_S
 

@@ -37,6 +37,7 @@ class Adaptive:
         self.size = min(START, ceiling)
         self._floor, self._ceiling = floor, ceiling
         self._doubling = True
+        self._suspect = False
         self._rest = 0
         self._grown = 0
         self._free = 0
@@ -60,7 +61,7 @@ class Adaptive:
         """
         if sent < self._began:
             return False
-        if not self._doubling and not self._settled:
+        if not self._settled and (self._suspect or not self._doubling):
             self._begin(now, settled=True)  # first the queue comes to the length that goes with this window
             return False
         self._answers += 1
@@ -87,7 +88,12 @@ class Adaptive:
         lowest = min(self._lowest)
         if latency <= _FREE * lowest + error / 4:
             self._free = self.size
-        if latency > _QUEUED * lowest + _SURE * error:
+        queued = latency > _QUEUED * lowest + _SURE * error
+        if queued and self._doubling and not self._suspect:
+            self._suspect = True  # so many at once may just have come in a burst: look again
+            return
+        self._suspect = False
+        if queued:
             self._before = (self.size, latency)
             fitting = round(_BELOW * self.size * lowest / latency)
             self._slow(max(fitting, self._free) if self._free < self.size else fitting)

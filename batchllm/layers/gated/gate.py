@@ -25,7 +25,7 @@ FEW = 2
 _DOUBLED_S, _GAINED = 0.25, 3
 """Seconds in which they double; and how many more each answer lets out, where answers come more quickly."""
 _AT_ONCE = 0.25
-"""Share of the window that goes out at once after a rate limit's pause."""
+"""Share of the window that goes out at once after a rate limit's pause, once as many were answered."""
 _TEND_S = 0.125
 _DOWN, _BY = 10, 3
 """Failures in a row, of so many requests at least, that say the service is down."""
@@ -74,11 +74,10 @@ class Gate:
         self._draw = draw
         self._moved = clock()
         self._at_work = 0
-        self._proven = False
         self._failing: set[str] = set()
         self._failures = 0
         self._probes = 0
-        self._gained = 0
+        self._gained = self._out = self._answers = 0
         self._ramp: tuple[float, int] | None = None
         if ramp and limiter.free and adaptive is None:
             self._ramp = (self._moved, 0)
@@ -167,7 +166,7 @@ class Gate:
     def answered(self, sent: float) -> None:
         """A call that was sent at `sent` was answered; it still counts as in flight."""
         self._moved = now = self.clock()
-        self._proven = True
+        self._answers += 1
         if self._failures:
             self._recovered(now)
         if self._ramp is not None and now >= self._ramp[0]:
@@ -185,10 +184,13 @@ class Gate:
 
     def refused(self, error: RateLimited, need: Sequence[float], episode: int, sent: float) -> None:
         """The quota is used up: pause everyone on it."""
+        first = episode == self.limiter.episode
         seconds = self.limiter.refused(error, need, episode, self._draw())
         self._press(sent)
+        if first:
+            self._out = self.in_flight + min(int(self.target * _AT_ONCE), self._answers)
         if not self._probes:
-            self._rise(self.limiter.pauses.until, self.in_flight + int(self.target * _AT_ONCE))
+            self._rise(self.limiter.pauses.until, self._out)
         for observer in self._observers:
             observer.pause(seconds, error.message)
         self.failed(error)
@@ -205,7 +207,7 @@ class Gate:
         self._failing.add(key)
         if isinstance(error, TimedOut) or error.status in _PRESSED:
             self._press(sent)
-        if not self._proven or held >= _HELD or self._failures < _DOWN or len(self._failing) < _BY:
+        if not self._answers or held >= _HELD or self._failures < _DOWN or len(self._failing) < _BY:
             return False
         now = self.clock()
         if now >= self.limiter.pauses.until:

@@ -66,7 +66,8 @@ class RateLimiter:
         self._began = now
         self._admitted = 0
         self._struck = (0, now)
-        self.counts_tokens = False
+        self._early: list[float] | None = [0.0] * len(DIMENSIONS)
+        self.counts_tokens = True
         self.pauses = Pauses()
         self.waiting = 0
         self.episode = 0
@@ -142,6 +143,8 @@ class RateLimiter:
             return min(wait, _LOOK_AGAIN_S)
         if not wait:
             self._admitted += 1
+            if self._early is not None:
+                self._early = [sum(pair) for pair in zip(self._early, need, strict=True)]
             for i, pace in self._paces.items():
                 pace.admitted(need[i])
         return wait
@@ -160,10 +163,18 @@ class RateLimiter:
         for i in range(len(DIMENSIONS)):
             pace = self._paces.get(i)
             rate = min(self._own[i], self._told[i], pace.rate(now) if pace is not None else math.inf)
-            if rate != self._bucket.rate(i):
+            known = self._bucket.rate(i)
+            if rate != known:
                 self._bucket.limit(i, rate, now)
-        self.counts_tokens = any(i != _REQUESTS for i in self._bucket.limited) or (
-            any(i != _REQUESTS for i in self._paces) or self._shared is not None
+                if known == math.inf and self._early is not None:
+                    self._bucket.draw(i, self._early[i])
+        self._count_tokens()
+
+    def _count_tokens(self) -> None:
+        """See whether what a request takes has to be known in tokens, too."""
+        limited = (*self._bucket.limited, *self._paces)
+        self.counts_tokens = any(i != _REQUESTS for i in limited) or (
+            self._shared is not None or self._early is not None
         )
 
     def heed(self, standings: Sequence[Standing]) -> None:
@@ -191,15 +202,22 @@ class RateLimiter:
             self._strike(now)
             if error.cause == "slow_down":
                 self._ease(now)
+        if self._early is not None:
+            self._early = [early - part for early, part in zip(self._early, need, strict=True)]
         for i in _refusing(error.limits):
             self._bucket.empty(i, now)
             if i not in self._paces and (self._struck[0] > _PATIENCE or self._bucket.rate(i) == math.inf):
-                began = now if self._admitted > 1 else self._began
-                self._paces[i] = Pace(began) if i == _REQUESTS else Pace(began, _FEW)
+                self._paces[i] = self._pace(i)
             if i in self._paces:
                 self._paces[i].refused(need[i] or 1.0, now, error.retry_after or seconds, first)
-        self.counts_tokens |= any(i != _REQUESTS for i in self._paces)
+        self._count_tokens()
         return seconds
+
+    def _pace(self, i: int) -> Pace:
+        """What begins to find the rate of dimension `i`; tokens were not counted until now."""
+        if i == _REQUESTS:
+            return Pace(self._began, granted=self._admitted, count=self._admitted)
+        return Pace(self._began, few=_FEW, count=self._admitted)
 
     def _strike(self, now: float) -> None:
         """Count refusals that begin an episode, as far as they are recent."""
@@ -217,6 +235,9 @@ class RateLimiter:
         self.pauses.succeeded()
         if reply.limits:
             self.heed(reply.limits)
+        if self._early is not None:
+            self._early = None  # the first answer has told the limits, or will not
+            self._count_tokens()
         if not self.counts_tokens:
             return
         usage = reply.usage
@@ -227,6 +248,8 @@ class RateLimiter:
             self._bucket.settle(need, used)
             if self._shared is not None:
                 self._shared.settle(need, used)
+            if self.waiting and used[1] < need[1]:
+                self._wake()  # the one at the head may not have to wait so long
 
     @property
     def held(self) -> bool:

@@ -14,7 +14,8 @@ class TokenBucket:
     """Buckets that refill continuously; a request takes from each or waits for all.
 
     `rates` in units a second, infinite for no limit. A bucket holds `margin` seconds of its rate, at least
-    1. A need larger than a bucket is admitted when that bucket is full, and leaves it in debt.
+    1. A need larger than a bucket is admitted when that bucket is full, and leaves it in debt. `limited` are
+    the dimensions that have a limit.
     """
 
     def __init__(self, rates: Sequence[float], now: float, margin: float = MARGIN) -> None:
@@ -22,15 +23,10 @@ class TokenBucket:
         self._rates = [math.inf] * len(rates)
         self._sizes = [math.inf] * len(rates)
         self._levels = [math.inf] * len(rates)
-        self._limited: list[int] = []
+        self.limited: list[int] = []
         self._at = now
         for i, rate in enumerate(rates):
             self.limit(i, rate, now)
-
-    @property
-    def limited(self) -> Sequence[int]:
-        """The dimensions that have a limit."""
-        return self._limited
 
     def rate(self, i: int) -> float:
         """Units a second of dimension `i`, infinite where it has no limit."""
@@ -45,7 +41,7 @@ class TokenBucket:
         self._rates[i] = rate
         self._sizes[i] = size = max(1.0, rate * self._margin)
         self._levels[i] = min(self._levels[i], size)
-        self._limited = [i for i, rate in enumerate(self._rates) if rate < math.inf]
+        self.limited = [i for i, rate in enumerate(self._rates) if rate < math.inf]
 
     def empty(self, i: int, now: float, left: float = 0.0) -> None:
         """Dimension `i` turned out to be used up: no more than `left` is in it."""
@@ -59,35 +55,40 @@ class TokenBucket:
 
     def take(self, need: Sequence[float], now: float) -> float:
         """0.0 and taken, or nothing taken and the seconds to wait before asking again."""
-        levels, wait = self._levels, 0.0
-        passed = now - self._at if now > self._at else 0.0
-        self._at += passed
-        for i in self._limited:
-            rate, size, amount = self._rates[i], self._sizes[i], need[i]
-            level = levels[i]
-            if level < size:  # beyond it there is only what came back
-                level += rate * passed
-                levels[i] = level = level if level < size else size
-            short = (amount if amount < size else size) - level
-            if short > 1e-9:
-                wait = max(wait, short / rate)
+        passed = now - self._at
+        if passed > 0.0:
+            self._at = now
+        else:
+            passed = 0.0
+        wait = 0.0
+        for i in self.limited:
+            wait = max(wait, self._short(i, need[i], passed))
         if not wait:
-            for i in self._limited:
-                levels[i] -= need[i]
+            for i in self.limited:
+                self._levels[i] -= need[i]
         return wait
+
+    def _short(self, i: int, amount: float, passed: float) -> float:
+        """Seconds until bucket `i`, refilled for those `passed`, has so much, or is full."""
+        size, level = self._sizes[i], self._levels[i]
+        if level < size:  # beyond it there is only what came back
+            level += self._rates[i] * passed
+            self._levels[i] = level = level if level < size else size
+        short = (amount if amount < size else size) - level
+        return short / self._rates[i] if short > 1e-9 else 0.0
 
     def settle(self, reserved: Sequence[float], used: Sequence[float]) -> None:
         """Correct an admission: what was reserved comes back, what was used goes.
 
         What comes back may fill a bucket to twice its size: the service never counted it.
         """
-        for i in self._limited:
+        for i in self.limited:
             level = self._levels[i] + reserved[i] - used[i]
             self._levels[i] = min(2 * self._sizes[i], level)
 
     def _refill(self, now: float) -> None:
         passed = max(0.0, now - self._at)
         self._at += passed
-        for i in self._limited:
+        for i in self.limited:
             if self._levels[i] < self._sizes[i]:
                 self._levels[i] = min(self._sizes[i], self._levels[i] + self._rates[i] * passed)

@@ -16,6 +16,7 @@ class Pauses:
 
     def __init__(self) -> None:
         self.until = 0.0
+        self.troubled = False
         self._planned = 0.0
         self._unnamed = 0
         self._episodes = 0
@@ -25,6 +26,7 @@ class Pauses:
 
         A `wait` of 0 is unnamed too. `jitter` in [0, 1) spreads those between half and all of their length.
         """
+        self.troubled = True
         if now >= self.until:
             self._episodes += 1
         if wait is None or wait <= 0:
@@ -42,6 +44,7 @@ class Pauses:
 
     def succeeded(self) -> None:
         """An answer came: the next unnamed wait starts small again."""
+        self.troubled = False
         self._unnamed = 0
         self._episodes = 0
 

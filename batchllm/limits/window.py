@@ -10,7 +10,7 @@ import math
 from collections import deque
 
 START = 16
-_QUEUED, _SURE = 1.1, 4.0
+_QUEUED, _SURE = 1.1, 3.0
 """Times the lowest latency, and standard errors beyond that, from which on answers are said to queue."""
 _FREE = 1.02
 """Times the lowest latency up to which none does: the largest window of those is gone back to."""
@@ -23,7 +23,7 @@ _CUT = 0.7
 _USED = 0.9
 """Share of the window that must have been out for what was seen to tell anything of it."""
 _STEP, _PATIENT = 20, 6
-"""After that it grows by one in so many, and by twice as much after so many times."""
+"""After that it grows by one in so many, and by two after so many times."""
 _LEAST = 20
 """Answers that a judgement takes at the least."""
 _REMEMBERED = 20
@@ -102,7 +102,7 @@ class Adaptive:
         elif self._most >= _USED * self.size:
             step = self.size
             if not self._doubling:
-                step = max(1, self.size * 2 ** (self._grown // _PATIENT) // _STEP)
+                step = max(1, self.size * min(2, 1 + self._grown // _PATIENT) // _STEP)
             self.size = min(self._ceiling, self.size + step)
             self._grown += 1
 

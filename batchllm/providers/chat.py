@@ -58,22 +58,23 @@ def encode(body: dict[str, Any]) -> bytes:
         return json.dumps(body, separators=(",", ":")).encode()
 
 
-_TELLING = (
-    "x-ratelimit-limit-requests",
-    "x-ratelimit-limit-tokens",
-    "anthropic-ratelimit-requests-limit",
-    "anthropic-ratelimit-tokens-limit",
+_TELLING = frozenset(
+    {
+        "x-ratelimit-limit-requests",
+        "x-ratelimit-limit-tokens",
+        "anthropic-ratelimit-requests-limit",
+        "anthropic-ratelimit-tokens-limit",
+    }
 )
 """Headers of which one is there where an answer tells how the account's limits stand."""
 
 
 def _limits(headers: Mapping[str, str], now: float) -> tuple[Standing, ...]:
-    for name in _TELLING:
-        if name in headers:
-            from batchllm.providers.standings import told
+    if _TELLING.isdisjoint(headers):
+        return ()
+    from batchllm.providers.standings import told
 
-            return told(headers, now)
-    return ()
+    return told(headers, now)
 
 
 _TOOLS = frozenset({"tool_calls", "function_call"})
@@ -263,23 +264,20 @@ def _usage(usage: Any) -> Usage:
     sent, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    if not (
-        type(sent) is type(made) is type(cached) is int
-        and 0 <= sent < _MOST_TOKENS
-        and 0 <= made < _MOST_TOKENS
-        and 0 <= cached < _MOST_TOKENS
-    ):
+    if type(sent) is not int or type(made) is not int or type(cached) is not int:
+        return Usage(_count(sent), _count(made), _count(cached))
+    if (sent | made | cached) >> _MOST_BITS:  # one of them is negative or too large
         sent, made, cached = _count(sent), _count(made), _count(cached)
     return Usage(sent, made, cached)
 
 
-_MOST_TOKENS = 1 << 32
-"""From here on a number of tokens is none, and would burst what adds them up."""
+_MOST_BITS = 32
+"""With more, a number of tokens is none, and would burst what adds them up."""
 
 
 def _count(value: Any) -> int:
     """A number of tokens."""
-    return value if type(value) is int and 0 < value < _MOST_TOKENS else 0
+    return value if type(value) is int and 0 < value < 1 << _MOST_BITS else 0
 
 
 def _glimpse(document: Any) -> str:

@@ -68,6 +68,7 @@ class RateLimiter:
         self._struck = (0, now)
         self._early: list[float] | None = [0.0] * len(DIMENSIONS)
         self.counts_tokens = True
+        self._plain = False  # nothing but a bucket stands before a request
         self.pauses = Pauses()
         self.waiting = 0
         self.episode = 0
@@ -103,7 +104,15 @@ class RateLimiter:
         """Whether it may go at once, with its share taken; raises Stopped in a run that stops."""
         if self._stop.reason is not None:
             raise Stopped
-        return not self.waiting and self._held_at is None and self._take(need, self.clock()) <= 0
+        if self.waiting or self._held_at is not None:
+            return False
+        if not self._plain:
+            return self._take(need, self.clock()) <= 0
+        now = self.clock()
+        if now < self.pauses.until or (self._bucket.limited and self._bucket.take(need, now) > 0.0):
+            return False
+        self._admitted += 1
+        return True
 
     async def admit(self, need: Sequence[float]) -> None:
         """Wait for the turn, the pauses and the buckets; raises Stopped when the run stops meanwhile."""
@@ -176,6 +185,7 @@ class RateLimiter:
         self.counts_tokens = any(i != _REQUESTS for i in limited) or (
             self._shared is not None or self._early is not None
         )
+        self._plain = not self._paces and self._shared is None and self._early is None
 
     def heed(self, standings: Sequence[Standing]) -> None:
         """The service told how its limits stand."""
@@ -232,7 +242,8 @@ class RateLimiter:
 
     def settle(self, need: Sequence[float], size: int, reply: Reply) -> None:
         """A call was answered: put back what it didn't use."""
-        self.pauses.succeeded()
+        if self.pauses.troubled:
+            self.pauses.succeeded()
         if reply.limits:
             self.heed(reply.limits)
         if self._early is not None:

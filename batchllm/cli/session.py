@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.abc
 
-from batchllm import control, ui
+from batchllm import ui
 from batchllm.cli.asking import Display, goes_on
 from batchllm.errors import DeadlinePassed, OutputClosed
 from batchllm.job import Loaded
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = 1.0
 """Seconds that a stopped run waits at least for stdout's reader to take anything more."""
+_UNSTEERED = 0.2
+"""Seconds after which a run listens to `batchllm ctl`."""
 _COLLECT_AFTER = 20_000
 """Containers made and not yet given up, before the cyclic collector looks at the youngest."""
 _LAST_LINE = 0.1
@@ -211,7 +213,13 @@ async def _confirm(session: _Session, live: Live, display: Display, summary: Sum
 
 
 async def _heed_controls(live: Live) -> None:
-    """Let `batchllm ctl` steer this pass; without a socket for it the run goes on all the same."""
+    """Let `batchllm ctl` steer this pass; without a socket for it the run goes on all the same.
+
+    It begins a moment later than the calls, which should not wait for it; the client waits so long.
+    """
+    await anyio.sleep(_UNSTEERED)
+    from batchllm import control
+
     path = control.socket_of(live.places.output)
     try:
         await control.serve(path, live)

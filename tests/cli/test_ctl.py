@@ -258,9 +258,10 @@ def test_garbage_and_silence_disturb_no_run_and_long_paths_are_as_good_as_others
 
 def test_without_a_socket_the_run_goes_on_with_a_warning(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", tickets(3))
-    run(tmp_path, "a.jsonl", *ECHO, "--limit", "1")
+    slow = ("-m", "fake/echo?latency_ms=500")
+    run(tmp_path, "a.jsonl", *slow, "--limit", "1")
     (tmp_path / "a.out.jsonl.run" / "ctl").write_text("no socket")
-    end = run(tmp_path, "a.jsonl", *ECHO)
+    end = run(tmp_path, "a.jsonl", *slow)
 
     assert end.code == 0
     assert len(rows(tmp_path / "a.out.jsonl")) == 3

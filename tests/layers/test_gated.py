@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -396,6 +397,8 @@ def test_a_wait_beyond_max_stall_stops_at_once(kind: type[RateLimited] | type[Ov
     assert seconds < 1
     assert isinstance(stop.reason, Stalled)
     assert "asks to wait 86400 s" in stop.reason.message
+    tomorrow = time.strftime("%Y-%m-%d", time.localtime(time.time() + 86_400))
+    assert f"at {tomorrow} " in (stop.reason.hint or "")
 
 
 @pytest.mark.parametrize("where", ["window", "line", "pause", "call"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from time import monotonic
 
@@ -33,6 +34,7 @@ _HELD = 5
 """Times that one request is a probe of a service that is down."""
 _LONGEST = 15.0
 """Seconds between two probes at most."""
+_A_YEAR = 365 * 86400.0
 _PRESSED = frozenset({429, 503, 529})
 
 
@@ -231,7 +233,7 @@ class Gate:
             self._stop.set(
                 Stalled(
                     f"the service asks to wait {asked:.0f} s, --max-stall is {self._max_stall:.0f} s",
-                    "run the same command again then, or raise --max-stall",
+                    f"run the same command again at {_clock_in(asked)}, or raise --max-stall",
                 )
             )
         silent = self.clock() - self._moved
@@ -254,3 +256,9 @@ class Gate:
         if self._probes and not self.limiter.held:
             return "the service is down: asked by one call now and then"
         return self.limiter.waits()
+
+
+def _clock_in(seconds: float) -> str:
+    """The date and time in so many seconds, as people here write it down."""
+    minutes = math.ceil((time.time() + min(seconds, _A_YEAR)) / 60)
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(60 * minutes))

@@ -106,7 +106,7 @@ class Service:
 class Crowd:
     """`concurrency` calls at once (None finds how many, `ceiling` at most) for `seconds`, then drained.
 
-    `at` says what to do when; `waits` is what the gate said in the end.
+    `own_time` is the time of each record, in seconds; `at` says what to do when, `waits` is what the gate said in the end.
     """
 
     service: Service
@@ -116,6 +116,7 @@ class Crowd:
     seconds: float = 180.0
     sizes: Callable[[random.Random], int] = lambda draw: 100
     max_stall: float = 900.0
+    own_time: float | None = None
     at: Mapping[float, Callable[[Crowd], None]] = field(default_factory=dict)
     windows: list[tuple[float, float]] = field(default_factory=list)
     failed: list[BatchError] = field(default_factory=list)
@@ -173,8 +174,9 @@ class Crowd:
                 "tokens": tokens,
             }
             self.gate.began()
+            trail = Trail(None if self.own_time is None else anyio.current_time() + self.own_time)
             try:
-                await layer.complete(Request("m", body, f"{number}-{turn}"), Trail())
+                await layer.complete(Request("m", body, f"{number}-{turn}"), trail)
                 self.answered += 1
             except BatchError as error:
                 self.failed.append(error)

@@ -18,7 +18,6 @@ from batchllm import ui
 from batchllm.pilot import Rest, report
 from batchllm.summary import Summary
 from batchllm.wire import Live
-from batchllm.wire.limiting import limits_of
 
 _QUESTION = "go on? [Y/n] "
 _ANSWERS = {"": True, "y": True, "yes": True, "n": False, "no": False}
@@ -58,7 +57,7 @@ async def goes_on(live: Live, display: Display, summary: Summary) -> bool:
     """Tell what a pilot came to, and whether the run goes on: as answered, where somebody can be asked."""
     records, exact = live.total()
     left = max(0, records - live.summary.settled) if records is not None else None
-    rest = Rest(left, exact, live.gate.target, limits_of(live.job))
+    rest = Rest(left, exact, live.gate.target, live.gate.limiter.limits())
     lines = [ui.clean(line) for line in report(summary, rest)]
     terminal = None if live.job.yes else _terminal()
     if terminal is None:

@@ -68,6 +68,11 @@ class TokenBucket:
                 self._levels[i] -= need[i]
         return wait
 
+    def wait(self, i: int, now: float) -> float:
+        """Seconds until bucket `i` is full: the longer, the more it is what requests wait for."""
+        self._refill(now)
+        return max(0.0, self._sizes[i] - self._levels[i]) / self._rates[i]
+
     def _short(self, i: int, amount: float, passed: float) -> float:
         """Seconds until bucket `i`, refilled for those `passed`, has so much, or is full."""
         size, level = self._sizes[i], self._levels[i]

@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from batchllm.errors import CallError, Disconnected, Overloaded, RateLimited, Stalled
+from batchllm.errors import CallError, Disconnected, Overloaded, RateLimited, Stalled, TimedOut
 from tests.limited import Crowd, Service
 
 SIZES = (20, 50, 100, 400, 1000, 2000)
@@ -143,6 +143,15 @@ def test_a_service_that_stays_down_stops_the_run_after_max_stall_and_no_record_i
 def test_a_service_that_never_answered_is_no_reason_to_wait() -> None:
     crowd = Crowd(Service(failing=lambda call, now: Disconnected("refused")), concurrency=5, seconds=1).run()
     assert len(crowd.failed) > 100
+    assert crowd.waits is None
+
+
+def test_records_whose_own_time_is_over_say_nothing_of_the_service() -> None:
+    def failing(call: int, now: float) -> CallError | None:
+        return TimedOut("too slow") if now >= 10 else None
+
+    crowd = Crowd(Service(failing=failing), concurrency=20, seconds=12, own_time=0.0).run()
+    assert len(crowd.failed) > 200
     assert crowd.waits is None
 
 

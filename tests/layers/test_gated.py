@@ -465,7 +465,7 @@ def test_the_gate_says_why_it_is_slow() -> None:
             for _ in range(5):
                 tasks.start_soon(house.ask)
             await anyio.wait_all_tasks_blocked()
-            assert gate.waits() == "held to --rpm/--tpm"
+            assert gate.waits() == "held to your limit of 60 requests a minute"
             gate.limiter.pauses.add(anyio.current_time(), 30.0, 0.0)
             assert gate.waits() == "paused 30 s by the service's rate limit"
         assert gate.waits() is None

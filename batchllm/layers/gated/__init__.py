@@ -65,7 +65,8 @@ class Gated:
                 gate.refused(error, need, episode, sent)
                 continue
             except (Overloaded, Disconnected, TimedOut) as error:
-                if not gate.down(error, request.key, sent, held):
+                over = trail.deadline is not None and gate.clock() >= trail.deadline
+                if over or not gate.down(error, request.key, sent, held):
                     raise
                 held += 1
                 continue

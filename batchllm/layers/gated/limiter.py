@@ -288,17 +288,22 @@ class RateLimiter:
             return f"paused {self.pauses.until - now:.0f} s by the service's rate limit"
         if self.waiting <= 1:
             return None
-        limited = self._bucket.limited
-        if self._shared is not None and not limited:
-            return "held to --quota-file"
-        for i in limited:
-            rate = self._bucket.rate(i)
-            shown = f"{60 * rate:,.0f} {DIMENSIONS[i].replace('-', ' ')} a minute"
-            if rate < min(self._own[i], self._told[i]):
-                return f"held to {shown}, found from refusals"
-            if rate < self._own[i]:
-                return f"held to the service's {shown}"
-        return "held to --rpm/--tpm" if limited else None
+        return self._slowest()
+
+    def _slowest(self) -> str | None:
+        """Which limit requests wait for, and whose it is: the one that the next would wait for longest."""
+        bucket = self._bucket
+        waits = [(bucket.wait(i, self.clock()), i) for i in bucket.limited]
+        if not waits:
+            return "held to --quota-file" if self._shared is not None else None
+        i = max(waits)[1]
+        rate = bucket.rate(i)
+        shown = f"{60 * rate:,.6g} {DIMENSIONS[i].replace('-', ' ')} a minute"
+        if rate < min(self._own[i], self._told[i]):
+            return f"held to {shown}, found from refusals"
+        if rate < self._own[i]:
+            return f"held to the service's {shown}"
+        return f"held to your limit of {shown}" + (", shared" if self._shared is not None else "")
 
 
 def _refusing(standings: Sequence[Standing]) -> Sequence[int]:

@@ -22,7 +22,7 @@ from anyio.abc import ByteStream, SocketListener, TaskStatus
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from batchllm.errors import BatchError, ConfigError, NoAnswer
-from batchllm.job.values import MOST_CALLS, number, whole
+from batchllm.job.values import MOST_CALLS, limit, number, whole
 from batchllm.ledger import RunFolder
 
 LIMITS = {"rpm": "requests", "tpm": "tokens"}
@@ -153,7 +153,8 @@ def read_change(name: str, value: Any) -> int | float | None:
         return int(whole(1, MOST_CALLS)(value))
     if value is None or value == "none":
         return None
-    return float(number(0)(value)) or None
+    wanted = float(number(0)(value))
+    return float(limit(wanted)) if wanted else None
 
 
 async def _accept(listener: SocketListener) -> ByteStream:

@@ -106,7 +106,8 @@ class Service:
 class Crowd:
     """`concurrency` calls at once (None finds how many, `ceiling` at most) for `seconds`, then drained.
 
-    `own_time` is the time of each record, in seconds; `at` says what to do when, `waits` is what the gate said in the end.
+    `own_time` is the time of each record, in seconds; `at` says what to do when, `waits` is what the gate
+    said in the end.
     """
 
     service: Service

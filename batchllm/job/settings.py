@@ -209,15 +209,11 @@ class Job:
         "N|auto",
         "Calls in flight; auto finds how many (default 20)",
     )
-    rpm: float | None = _how(None, values.number(0, above=True), "--rpm", "N", "Requests a minute")
-    rps: float | None = _how(None, values.number(0, above=True), "--rps", "N", "Requests a second")
-    tpm: float | None = _how(None, values.number(0, above=True), "--tpm", "N", "Tokens a minute")
-    input_tpm: float | None = _how(
-        None, values.number(0, above=True), "--input-tpm", "N", "Input tokens a minute"
-    )
-    output_tpm: float | None = _how(
-        None, values.number(0, above=True), "--output-tpm", "N", "Output tokens a minute"
-    )
+    rpm: float | None = _how(None, values.limit, "--rpm", "N", "Requests a minute")
+    rps: float | None = _how(None, values.limit, "--rps", "N", "Requests a second")
+    tpm: float | None = _how(None, values.limit, "--tpm", "N", "Tokens a minute")
+    input_tpm: float | None = _how(None, values.limit, "--input-tpm", "N", "Input tokens a minute")
+    output_tpm: float | None = _how(None, values.limit, "--output-tpm", "N", "Output tokens a minute")
     burst: float = _how(
         0.5,
         values.duration,

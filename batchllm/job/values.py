@@ -131,6 +131,15 @@ def concurrency(value: Any) -> int | str:
         raise ValueError(f"{error}, or auto") from None
 
 
+LEAST_LIMIT = 0.001
+"""A minute; less is no limit that anybody means."""
+
+
+def limit(value: Any) -> float:
+    """A limit a minute or a second."""
+    return float(number(LEAST_LIMIT)(value))
+
+
 def duration(value: Any) -> float:
     """Seconds, from a number of seconds or a text such as `90`, `15m`, `1h30m`."""
     expected = "expected seconds or a duration such as 90, 15m or 1h30m"

@@ -9,7 +9,18 @@ from batchllm.limits.bucket import MARGIN, TokenBucket
 from batchllm.limits.estimate import Estimate
 from batchllm.limits.pace import Pace
 from batchllm.limits.pauses import BELIEVED, Pauses
-from batchllm.limits.told import rate_of
+from batchllm.limits.told import Told, rate_left, rate_of
 from batchllm.limits.window import Adaptive
 
-__all__ = ["BELIEVED", "MARGIN", "Adaptive", "Estimate", "Pace", "Pauses", "TokenBucket", "rate_of"]
+__all__ = [
+    "BELIEVED",
+    "MARGIN",
+    "Adaptive",
+    "Estimate",
+    "Pace",
+    "Pauses",
+    "TokenBucket",
+    "Told",
+    "rate_left",
+    "rate_of",
+]

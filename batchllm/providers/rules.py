@@ -121,6 +121,13 @@ RULES: tuple[Rule, ...] = (
         AuthFailed,
         hint=_KEY,
     ),
+    _rule(
+        (400, 403),
+        "code",
+        "(account|organization|api_key|project)_(deactivated|suspended|disabled|revoked)|access_terminated_error",
+        AuthFailed,
+        hint=_ACCOUNT,
+    ),
     # anchored under 400, where the words may quote the record's own text
     _rule(
         400,

@@ -100,3 +100,23 @@ def _attempts_until_probed(process: subprocess.Popen[bytes]) -> int:
         if event.get("event") == "pause":
             return attempts
     raise AssertionError("nobody noticed")
+
+
+def test_records_that_always_fail_are_their_own_fault_and_do_not_hold_up_the_run(tmp_path: Path) -> None:
+    """Nine scattered ones, and a patch of them with good ones behind it."""
+    bad = {"match": "bad", "error": {"status": 500, "message": "the server failed"}}
+    write(tmp_path / "replies.jsonl", [{"match": "ok", "text": "fine"}, bad])
+    scattered = [{"text": "bad" if n % 20 == 7 else "ok"} for n in range(180)]
+    patch = [{"text": "bad" if 20 <= n < 36 else "ok"} for n in range(80)]
+    write(tmp_path / "a.jsonl", scattered)
+    write(tmp_path / "b.jsonl", patch)
+    model = ("-m", "fake/script?file=replies.jsonl&by=match&latency_ms=5", "--backoff", "0.01")
+
+    tail, middle = together(
+        lambda: run(tmp_path, "a.jsonl", *model, "--max-stall", "30s"),
+        lambda: run(tmp_path, "b.jsonl", *model, "-c", "20", "--max-stall", "30s"),
+    )
+
+    assert [tail.code, middle.code] == [1, 1]
+    assert [len(tail.rows("a.dead.jsonl")), len(middle.rows("b.dead.jsonl"))] == [9, 16]
+    assert [len(tail.rows("a.out.jsonl")), len(middle.rows("b.out.jsonl"))] == [171, 64]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from batchllm.limits import rate_of
+from batchllm.limits import Told, rate_left, rate_of
 from batchllm.model import Standing
 from batchllm.providers.complaints import read
 from batchllm.providers.standings import refused, told
@@ -94,14 +94,25 @@ def test_a_refusal_that_names_nothing_tells_what_its_headers_tell() -> None:
 
 
 def test_a_minutes_limit_is_spread_evenly_and_follows_what_is_left_of_it() -> None:
-    assert rate_of(Standing("requests", 600.0, 590.0, 1.0)) == 10.0
-    assert rate_of(Standing("requests", 600.0)) == 10.0
-    assert rate_of(Standing("requests", 600.0, 40.0, 5.0)) == 8.0  # of a fixed window's last seconds
-    assert rate_of(Standing("requests", 600.0, 25.0, 58.0)) == 5.0  # others use it up
-    assert rate_of(Standing("requests", 600.0, 0.0, 60.0)) == 1.0
+    for standing in (Standing("requests", 600.0, 590.0, 1.0), Standing("requests", 600.0)):
+        assert rate_of(standing) == rate_left(standing) == 10.0
+    assert rate_left(Standing("requests", 600.0, 40.0, 8.0)) == 8.0  # little left of a fixed window
+    assert rate_left(Standing("requests", 600.0, 25.0, 58.0)) == 5.0  # others use it up
+    assert rate_left(Standing("requests", 600.0, 0.0, 60.0)) == 1.0
+    assert rate_left(Standing("requests", 120.0, 0.0, 0.5)) == 2.0  # a small bucket: all of it is back soon
 
 
 def test_a_limit_of_a_day_sets_no_pace_and_none_is_none() -> None:
     assert rate_of(Standing("requests", 14_400.0, 14_000.0, 7200.0)) == math.inf
     assert rate_of(Standing("requests", None, 5.0, 1.0)) == math.inf
-    assert rate_of(Standing("requests", 0.0, 0.0, 1.0)) == math.inf
+    for limit in (0.0, 1e-320, 0.5):
+        assert rate_of(Standing("requests", limit, 0.0, 1.0)) == math.inf
+
+
+def test_a_rate_that_was_lowered_is_back_at_the_reset() -> None:
+    told = Told(4)
+    assert told.heed(0, Standing("requests", 600.0, 0.0, 30.0), 100.0)
+    assert (told.rates[0], told.scarce) == (1.0, {0: 130.0})
+    assert not told.relax(129.0)
+    assert told.relax(130.0)
+    assert (told.rates[0], told.scarce) == (10.0, {})

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import anyio
 
-from batchllm.errors import Disconnected, Overloaded, RateLimited, TimedOut
+from batchllm.errors import CallError, Disconnected, Overloaded, RateLimited, TimedOut
 from batchllm.layers.gated.gate import Gate
 from batchllm.layers.gated.limiter import ONE, RateLimiter
 from batchllm.model import Reply, Request, Trail
@@ -30,8 +30,9 @@ class Gated:
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """Wait for a slot and the limits, then ask; a refusal waits and asks again."""
         gate, window, limiter = self._gate, self._gate.window, self._gate.limiter
-        size, held = 0, 0
+        size = 0
         while True:
+            failed: CallError | None = None
             paused = limiter.paused() if trail.deadline is not None else 0.0
             slot = object()
             try:  # a tenth of the cost of waiting, where there is a place
@@ -66,12 +67,15 @@ class Gated:
                 continue
             except (Overloaded, Disconnected, TimedOut) as error:
                 over = trail.deadline is not None and gate.clock() >= trail.deadline
-                if over or not gate.down(error, request.key, sent, held):
+                if over or not gate.down(error, request.key, sent):
                     raise
-                held += 1
-                continue
+                failed = error
             finally:
                 window.release_on_behalf_of(slot)
+            if failed is not None:
+                if not await gate.back(trail):
+                    raise failed
+                continue
             gate.answered(sent)
             limiter.settle(need, size, reply)
             return reply

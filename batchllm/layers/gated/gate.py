@@ -15,9 +15,11 @@ from time import monotonic
 
 import anyio
 
-from batchllm.errors import CallError, Disconnected, RateLimited, Stalled, TimedOut
+from batchllm.errors import CallError, RateLimited, Stalled, TimedOut
 from batchllm.layers.gated.limiter import RateLimiter
+from batchllm.layers.gated.outage import Outage
 from batchllm.limits import Adaptive
+from batchllm.model import Trail
 from batchllm.ports import Observer
 from batchllm.stop import Stop
 
@@ -28,12 +30,8 @@ _DOUBLED_S, _GAINED = 0.25, 3
 _AT_ONCE = 0.25
 """Share of the window that goes out at once after a rate limit's pause, once as many were answered."""
 _TEND_S = 0.125
-_DOWN, _BY = 10, 3
-"""Failures in a row, of so many requests at least, that say the service is down."""
-_HELD = 5
-"""Times that one request is a probe of a service that is down."""
-_LONGEST = 15.0
-"""Seconds between two probes at most."""
+_IDLE_S = 0.5
+"""Seconds after which nobody comes any more to probe a service that is down."""
 _A_YEAR = 365 * 86400.0
 _PRESSED = frozenset({429, 503, 529})
 
@@ -76,9 +74,7 @@ class Gate:
         self._draw = draw
         self._moved = clock()
         self._at_work = 0
-        self._failing: set[str] = set()
-        self._failures = 0
-        self._probes = 0
+        self._outage = Outage()
         self._gained = self._out = self._answers = 0
         self._ramp: tuple[float, int] | None = None
         if ramp and limiter.free and adaptive is None:
@@ -90,13 +86,14 @@ class Gate:
 
     def _open(self) -> None:
         self.window.total_tokens = math.inf
+        self._outage.end(back=True)
 
     def _fit(self) -> None:
         """Let the window be as wide as it may be now."""
         if self._stop.reason is not None:
             return
         width = self.target
-        if self._probes:
+        if self._outage.probes:
             width = 1
         elif self._ramp is not None:
             since, out = self._ramp
@@ -123,11 +120,26 @@ class Gate:
         self._fit()
 
     async def tend(self) -> None:
-        """Widen the window as time goes by; runs beside the calls until it is cancelled."""
+        """Heed what only time brings; runs beside the calls until it is cancelled."""
         while True:
             await anyio.sleep(_TEND_S)
             if self._ramp is not None:
                 self._fit()
+            self.limiter.sample()
+            self._probe()
+            if self._at_work and not self.held and self.limiter.throttled:
+                self._check_silence(self.limiter.waits() or "the service allows nothing")
+
+    def _probe(self) -> None:
+        """Let somebody probe a service that is down, once it is time; without anybody the outage ends."""
+        late = self.clock() - self.limiter.pauses.until
+        if not self._outage.probes or late < 0 or self.in_flight or self.limiter.waiting or self.held:
+            return
+        if late < _IDLE_S:
+            self.freed()
+        else:
+            self._outage.end(back=False)
+            self._rise(self.clock(), 0)
 
     def retune(self, concurrency: int) -> None:
         """Another window, a fixed one; ValueError above `ceiling`."""
@@ -169,7 +181,7 @@ class Gate:
         """A call that was sent at `sent` was answered; it still counts as in flight."""
         self._moved = now = self.clock()
         self._answers += 1
-        if self._failures:
+        if self._outage.failures:
             self._recovered(now)
         if self._ramp is not None and now >= self._ramp[0]:
             self._gained += _GAINED
@@ -178,10 +190,9 @@ class Gate:
             self._resize(self.adaptive.size)
 
     def _recovered(self, now: float) -> None:
-        self._failing.clear()
-        self._failures = 0
-        if self._probes:
-            self._probes = 0
+        probed = self._outage.probes
+        self._outage.end(back=True)
+        if probed:
             self._rise(now, self.in_flight)
 
     def refused(self, error: RateLimited, need: Sequence[float], episode: int, sent: float) -> None:
@@ -191,36 +202,39 @@ class Gate:
         self._press(sent)
         if first:
             self._out = self.in_flight + min(int(self.target * _AT_ONCE), self._answers)
-        if not self._probes:
+        if not self._outage.probes:
             self._rise(self.limiter.pauses.until, self._out)
         for observer in self._observers:
             observer.pause(seconds, error.message)
         self.failed(error)
 
-    def down(self, error: CallError, key: str, sent: float, held: int) -> bool:
-        """A call failed: whether it is the service that is down, so that the request waits for it here.
+    def down(self, error: CallError, key: str, sent: float) -> bool:
+        """A call of the request `key` failed: whether it is the service that is down.
 
-        A service that has answered and then fails on everything is probed by one request at a time, in
-        turns, ever more rarely; that costs no retry. `key` names the request, `held` is how often it was one.
+        Then the request waits for `back`, and the service is probed by others, one at a time.
         """
-        if isinstance(error, Disconnected) and error.stale:
-            return False  # asked again at once
-        self._failures += 1
-        self._failing.add(key)
         if isinstance(error, TimedOut) or error.status in _PRESSED:
             self._press(sent)
-        if not self._answers or held >= _HELD or self._failures < _DOWN or len(self._failing) < _BY:
+        if not self._outage.failed(error, key) or not self._answers or self._stop.reason is not None:
             return False
         now = self.clock()
-        if now >= self.limiter.pauses.until:
-            wait = min(_LONGEST, 2.0 ** min(self._probes, 6)) * (0.5 + 0.5 * self._draw())
-            self._probes += 1
-            seconds = self.limiter.pauses.add(now, max(wait, error.retry_after or 0.0), 0.0)
+        if now >= self.limiter.pauses.until and self._outage.fresh:
+            wait = max(self._outage.next_probe(self._draw()), error.retry_after or 0.0)
+            seconds = self.limiter.pauses.add(now, wait, 0.0)
             self._fit()
             for observer in self._observers:
                 observer.pause(seconds, error.message)
         self.failed(error)
-        return True
+        return self._stop.reason is None
+
+    async def back(self, trail: Trail) -> bool:
+        """Wait until the service is back, which is not the record's time; False where it may not be down."""
+        began = self.clock()
+        try:
+            return await self._outage.over()
+        finally:
+            if trail.deadline is not None:
+                trail.deadline += self.clock() - began
 
     def _press(self, sent: float) -> None:
         if self.adaptive is not None and self.adaptive.pressed(self.clock(), sent):
@@ -236,15 +250,18 @@ class Gate:
                     f"run the same command again at {_clock_in(asked)}, or raise --max-stall",
                 )
             )
+        self._check_silence(f"last: {error.message}")
+        self.freed()
+
+    def _check_silence(self, reason: str) -> None:
         silent = self.clock() - self._moved
         if silent > self._max_stall:
             self._stop.set(
                 Stalled(
-                    f"nothing has succeeded for {silent:.0f} s; last: {error.message}",
+                    f"nothing has succeeded for {silent:.0f} s; {reason}",
                     "check the service, then run the same command again",
                 )
             )
-        self.freed()
 
     @property
     def delayed(self) -> int:
@@ -253,7 +270,7 @@ class Gate:
 
     def waits(self) -> str | None:
         """Why calls are held back now, in words, or None."""
-        if self._probes and not self.limiter.held:
+        if self._outage.probes and not self.limiter.held:
             return "the service is down: asked by one call now and then"
         return self.limiter.waits()
 

@@ -7,6 +7,7 @@ window and judges no error; the gate tells it of both.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
@@ -14,7 +15,7 @@ from time import monotonic
 import anyio
 
 from batchllm.errors import RateLimited, Stopped
-from batchllm.limits import MARGIN, Estimate, Pace, Pauses, TokenBucket, rate_of
+from batchllm.limits import MARGIN, Estimate, Pace, Pauses, TokenBucket, Told
 from batchllm.model import DIMENSIONS, Reply, Standing
 from batchllm.ports import Allowance
 from batchllm.stop import Stop
@@ -30,7 +31,13 @@ _PATIENCE, _FORGIVEN_S = 2, 60.0
 ONE = (1.0, 0.0, 0.0, 0.0)
 _REQUESTS = 0
 _FEW = 20
-"""Requests over which a pace in tokens creeps up at the least."""
+"""Requests over which a pace in tokens creeps up at the least, and without which no rate was ever seen."""
+_SAMPLE_S, _SAMPLES = 5.0, 12
+"""Seconds between looks at what has gone out, and how many are remembered."""
+_NOTICED_S = 1.0
+"""Seconds from which on a single wait is worth a word."""
+_SLOWEST = 1e-6
+"""Units a second of the lowest limit."""
 
 
 class RateLimiter:
@@ -52,7 +59,9 @@ class RateLimiter:
     ) -> None:
         now = clock()
         self._own = [math.inf] * len(DIMENSIONS)
-        self._told = [math.inf] * len(DIMENSIONS)
+        self._told = Told(len(DIMENSIONS))
+        self._most = [math.inf] * len(DIMENSIONS)
+        self._sent: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
         self._paces: dict[int, Pace] = {}
         self._bucket = TokenBucket(self._own, now, burst)
         self._shared = shared
@@ -73,12 +82,15 @@ class RateLimiter:
         self.waiting = 0
         self.episode = 0
         self.retune(limits)
+        if shared is not None:
+            self._most = list(self._own)  # others hold to them, too
         stop.then(self._wake)
 
     def retune(self, limits: Mapping[str, float | None]) -> None:
         """Other limits of the user's a minute, by dimension; None for none."""
         for name, limit in limits.items():
-            self._own[DIMENSIONS.index(name)] = math.inf if limit is None else limit / 60
+            i = DIMENSIONS.index(name)
+            self._own[i] = min(self._most[i], math.inf if limit is None else max(limit / 60, _SLOWEST))
         self._refresh(self.clock())
         self._wake()
 
@@ -142,6 +154,8 @@ class RateLimiter:
         """0.0 and taken, or the seconds to wait."""
         if now < self.pauses.until:
             return self.pauses.until - now
+        if self._told.scarce and self._told.relax(now):
+            self._refresh(now)
         if self._paces:
             self._go_on(need, now)
         bucket = self._bucket
@@ -171,7 +185,7 @@ class RateLimiter:
         self._refreshed = now
         for i in range(len(DIMENSIONS)):
             pace = self._paces.get(i)
-            rate = min(self._own[i], self._told[i], pace.rate(now) if pace is not None else math.inf)
+            rate = min(self._own[i], self._told.rates[i], pace.rate(now) if pace is not None else math.inf)
             known = self._bucket.rate(i)
             if rate != known:
                 self._bucket.limit(i, rate, now)
@@ -185,18 +199,19 @@ class RateLimiter:
         self.counts_tokens = any(i != _REQUESTS for i in limited) or (
             self._shared is not None or self._early is not None
         )
-        self._plain = not self._paces and self._shared is None and self._early is None
+        self._plain = not (self._paces or self._told.scarce or self._shared or self._early is not None)
 
     def heed(self, standings: Sequence[Standing]) -> None:
         """The service told how its limits stand."""
-        changed = False
-        for standing in standings:
-            i = DIMENSIONS.index(standing.dimension)
-            rate = rate_of(standing)
-            changed |= rate != self._told[i]
-            self._told[i] = rate
+        now = self.clock()
+        told = [(DIMENSIONS.index(standing.dimension), standing) for standing in standings]
+        changed = [i for i, standing in told if self._told.heed(i, standing, now)]
         if changed:
-            self._refresh(self.clock())
+            self._refresh(now)
+        for i, standing in told:  # what is used up and soon back is waited for
+            left, reset = standing.remaining, standing.reset
+            if left is not None and left < 1.0 and reset is not None and i not in self._told.scarce:
+                self._bucket.empty(i, now, 1.0 - reset * min(self._bucket.rate(i), 1e9))
 
     def refused(self, error: RateLimited, need: Sequence[float], episode: int, jitter: float) -> float:
         """A call that was admitted in `episode` was refused: pause everyone; the seconds from now.
@@ -234,11 +249,20 @@ class RateLimiter:
         count, last = self._struck
         self._struck = (count + 1 if now - last < _FORGIVEN_S else 1, now)
 
+    def sample(self) -> None:
+        """Remember how much has gone out by now; to be called a few times a second."""
+        now = self.clock()
+        if not self._sent or now - self._sent[-1][0] >= _SAMPLE_S:
+            self._sent.append((now, self._admitted))
+
     def _ease(self, now: float) -> None:
-        """Go back to half of what went out until now and hold that."""
-        mean = self._admitted / max(1.0, now - self._began)
-        pace = self._paces.setdefault(_REQUESTS, Pace(now))
-        pace.ease(now, mean / 2, HOLD_S)
+        """Go back to half of the rate that went out lately and hold that, where that many went out at all."""
+        if self._admitted < _FEW:
+            return
+        spans = zip(self._sent, list(self._sent)[1:], strict=False)
+        rates = [(after - before) / (end - start) for (start, before), (end, after) in spans]
+        lately = max(rates, default=self._admitted / max(1.0, now - self._began))
+        self._paces.setdefault(_REQUESTS, Pace(now)).ease(now, lately / 2, HOLD_S)
 
     def settle(self, need: Sequence[float], size: int, reply: Reply) -> None:
         """A call was answered: put back what it didn't use."""
@@ -286,9 +310,18 @@ class RateLimiter:
             return "paused by ctl"
         if self.pauses.until > now:
             return f"paused {self.pauses.until - now:.0f} s by the service's rate limit"
-        if self.waiting <= 1:
+        if not self.waiting or (self.waiting == 1 and self._full_in() < _NOTICED_S):
             return None
         return self._slowest()
+
+    @property
+    def throttled(self) -> bool:
+        """Whether requests wait for a limit that is lower than the user's own."""
+        bucket = self._bucket
+        return self.waiting > 0 and any(bucket.rate(i) < self._own[i] for i in bucket.limited)
+
+    def _full_in(self) -> float:
+        return max((self._bucket.wait(i, self.clock()) for i in self._bucket.limited), default=0.0)
 
     def _slowest(self) -> str | None:
         """Which limit requests wait for, and whose it is: the one that the next would wait for longest."""
@@ -299,7 +332,7 @@ class RateLimiter:
         i = max(waits)[1]
         rate = bucket.rate(i)
         shown = f"{60 * rate:,.6g} {DIMENSIONS[i].replace('-', ' ')} a minute"
-        if rate < min(self._own[i], self._told[i]):
+        if rate < min(self._own[i], self._told.rates[i]):
             return f"held to {shown}, found from refusals"
         if rate < self._own[i]:
             return f"held to the service's {shown}"

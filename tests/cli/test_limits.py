@@ -110,7 +110,14 @@ def test_records_that_always_fail_are_their_own_fault_and_do_not_hold_up_the_run
     patch = [{"text": "bad" if 20 <= n < 36 else "ok"} for n in range(80)]
     write(tmp_path / "a.jsonl", scattered)
     write(tmp_path / "b.jsonl", patch)
-    model = ("-m", "fake/script?file=replies.jsonl&by=match&latency_ms=5", "--backoff", "0.01")
+    model = (
+        "-m",
+        "fake/script?file=replies.jsonl&by=match&latency_ms=5",
+        "--backoff",
+        "0.01",
+        "--max-retries",
+        "1",
+    )
 
     tail, middle = together(
         lambda: run(tmp_path, "a.jsonl", *model, "--max-stall", "30s"),

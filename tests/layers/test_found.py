@@ -10,6 +10,7 @@ import random
 import pytest
 
 from batchllm.errors import CallError, Disconnected, Overloaded, RateLimited, Stalled, TimedOut
+from batchllm.model import Standing
 from tests.limited import Crowd, Service
 
 SIZES = (20, 50, 100, 400, 1000, 2000)
@@ -89,6 +90,39 @@ def test_an_account_that_others_use_too_is_shared_without_a_storm() -> None:
     Crowd(service, at=others, seconds=120).run()
     assert service.share_refused <= 0.05
     assert service.share(600, 60, 120) >= 0.35
+
+
+def test_a_small_bucket_that_is_honestly_empty_after_each_call_is_used_all_the_same() -> None:
+    """A service that tells limit 120, remaining 0, reset 0.5 s with each answer."""
+
+    class Small(Service):
+        def _told(self, now: float) -> tuple[Standing, ...]:
+            return (Standing("requests", 120.0, 0.0, 0.5),)
+
+    service = Small({"requests": 120}, tells="headers")
+    Crowd(service, seconds=60).run()
+    assert service.share(120, 5, 60) >= 0.8  # the reset is counted from when the answer comes
+    assert service.share_refused <= 0.05
+
+
+def test_what_was_used_up_is_back_at_its_reset_even_if_nobody_says_so() -> None:
+    class Once(Service):
+        def _told(self, now: float) -> tuple[Standing, ...]:
+            return (Standing("requests", 60.0, 0.0, 20.0),) if now < 1 else ()
+
+    service = Once(tells="headers")
+    Crowd(service, seconds=60).run()
+    assert service.share(60, 22, 60) >= 0.9
+
+
+def test_a_service_that_allows_next_to_nothing_stops_the_run_after_max_stall() -> None:
+    class Stingy(Service):
+        def _told(self, now: float) -> tuple[Standing, ...]:
+            return (Standing("tokens", 2.0, 0.0, 60.0),)
+
+    crowd = Crowd(Stingy(tells="headers"), seconds=4000, max_stall=300).run()
+    assert isinstance(crowd.stop.reason, Stalled)
+    assert "tokens a minute" in crowd.stop.reason.message
 
 
 @pytest.mark.parametrize("share", [0.02, 0.04, 0.1])

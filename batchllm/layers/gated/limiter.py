@@ -162,8 +162,10 @@ class RateLimiter:
         wait = bucket.take(need, now) if bucket.limited else 0.0
         if not wait and self._shared is not None and (wait := self._shared.take(need, now)) > 0:
             bucket.settle(need, (0.0,) * len(need))
+        if wait and self._told.scarce:
+            wait = min(wait, max(_REFRESH_S, min(self._told.scarce.values()) - now))
         if wait and any(pace.rising for pace in self._paces.values()):
-            return min(wait, _LOOK_AGAIN_S)
+            wait = min(wait, _LOOK_AGAIN_S)
         if not wait:
             self._admitted += 1
             if self._early is not None:

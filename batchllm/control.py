@@ -22,7 +22,8 @@ from anyio.abc import ByteStream, SocketListener, TaskStatus
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from batchllm.errors import BatchError, ConfigError, NoAnswer
-from batchllm.job.values import MOST_CALLS, limit, number, whole
+from batchllm.job.values import MOST_CALLS, number, whole
+from batchllm.job.values import limit as least_limit
 from batchllm.ledger import RunFolder
 
 LIMITS = {"rpm": "requests", "tpm": "tokens"}
@@ -154,7 +155,7 @@ def read_change(name: str, value: Any) -> int | float | None:
     if value is None or value == "none":
         return None
     wanted = float(number(0)(value))
-    return float(limit(wanted)) if wanted else None
+    return float(least_limit(wanted)) if wanted else None
 
 
 async def _accept(listener: SocketListener) -> ByteStream:
@@ -239,8 +240,13 @@ def _retune(request: dict[str, Any], controlled: Controlled) -> Iterator[str]:
             raise ValueError(f"{name}: {error}") from None
     limits = {LIMITS[name]: value for name, value in changes.items() if name in LIMITS}
     controlled.retune(changes.get("concurrency"), limits)
+    held = controlled.status().get("limits", {})
     for name, value in changes.items():
-        yield f"{name} has no limit now" if value is None else f"{name} is {value:.12g} now"
+        said = f"{name} has no limit now" if value is None else f"{name} is {value:.12g} now"
+        limit = held.get(LIMITS.get(name, ""))
+        if limit is not None and (value is None or limit < value):
+            said += f", of yours; held to {limit:,.12g} by what is shared or told"
+        yield said
 
 
 async def _exchange(path: Path, request: dict[str, Any]) -> bytes:

@@ -40,13 +40,14 @@ def test_a_stdout_that_is_not_read_holds_stdin_back_and_memory_stays_bounded(tmp
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        sent, feed = 0, process.stdin.fileno()
+        stdin = process.stdin
+        sent, feed = 0, stdin.fileno()
         os.set_blocking(feed, False)
         while select.select([], [feed], [], 1.5)[1] and sent < len(content):
             sent += os.write(feed, content[sent : sent + (1 << 16)])
         held = sent
         os.set_blocking(feed, True)
-        feeder = threading.Thread(target=lambda: (process.stdin.write(content[sent:]), process.stdin.close()))  # type: ignore[union-attr]
+        feeder = threading.Thread(target=lambda: (stdin.write(content[sent:]), stdin.close()))
         feeder.start()
         out = process.stdout.read()
         feeder.join()

@@ -135,5 +135,5 @@ def test_an_estimate_is_a_finite_number_of_tokens_whatever_was_learnt(
     estimate = Estimate()
     for usage in usages:
         estimate.learn(*usage)
-    assert 0 <= estimate.tokens(1000, None) < math.inf
-    assert math.isclose(estimate.tokens(1000, 50) - estimate.tokens(1000, 0), 50)
+    assert 0 <= sum(estimate.parts(1000, None)) < math.inf
+    assert math.isclose(sum(estimate.parts(1000, 50)) - sum(estimate.parts(1000, 0)), 50)

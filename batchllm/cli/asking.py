@@ -15,7 +15,6 @@ from contextlib import suppress
 import anyio
 
 from batchllm import ui
-from batchllm.pilot import Rest, report
 from batchllm.summary import Summary
 from batchllm.wire import Live
 
@@ -55,6 +54,8 @@ class Display:
 
 async def goes_on(live: Live, display: Display, summary: Summary) -> bool:
     """Tell what a pilot came to, and whether the run goes on: as answered, where somebody can be asked."""
+    from batchllm.pilot import Rest, report  # many runs have none
+
     records, exact = live.total()
     left = max(0, records - live.summary.settled) if records is not None else None
     rest = Rest(left, exact, live.gate.target, live.gate.limiter.limits())

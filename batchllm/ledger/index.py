@@ -73,7 +73,7 @@ def seal(
     cost: float,
 ) -> bytes:
     """The same without an Entry: its fields one by one, `sent`, `made` and `cached` being tokens."""
-    if calls > 0xFFFF or max(sent, made, cached) > 0xFFFFFFFF:
+    if calls > 0xFFFF or (sent | made | cached) > 0xFFFFFFFF:
         calls = min(calls, 0xFFFF)
         sent, made, cached = (min(tokens, 0xFFFFFFFF) for tokens in (sent, made, cached))
     fields = _FIELDS.pack(

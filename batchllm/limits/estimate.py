@@ -17,11 +17,6 @@ class Estimate:
         """Input and output tokens of a request with `size` bytes of text; `most` is its max_tokens."""
         return size * self._tokens_per_byte, most if most is not None else self._output
 
-    def tokens(self, size: int, most: int | None) -> float:
-        """Both together."""
-        sent, made = self.parts(size, most)
-        return sent + made
-
     def learn(self, size: int, input_tokens: int, output_tokens: int) -> None:
         """Take in the usage of a request that was answered."""
         if size and input_tokens:

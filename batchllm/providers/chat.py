@@ -264,11 +264,14 @@ def _usage(usage: Any) -> Usage:
     sent, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    if type(sent) is not int or type(made) is not int or type(cached) is not int:
-        return Usage(_count(sent), _count(made), _count(cached))
-    if (sent | made | cached) >> _MOST_BITS:  # one of them is negative or too large
-        sent, made, cached = _count(sent), _count(made), _count(cached)
-    return Usage(sent, made, cached)
+    if (
+        type(sent) is int
+        and type(made) is int
+        and type(cached) is int
+        and not (sent | made | cached) >> _MOST_BITS  # none of them is negative or too large
+    ):
+        return Usage(sent, made, cached)
+    return Usage(_count(sent), _count(made), _count(cached))
 
 
 _MOST_BITS = 32

@@ -97,6 +97,7 @@ class OpenAI:
         self._endpoint = endpoint
         self._spec = spec
         self._secret = (spec.key or "").strip() or None
+        self._masked = (self._secret or "").encode() if len(self._secret or "") >= SHORTEST_KEY else b""
         self._format: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._doubt: object | None = None
         self.proven = False
@@ -147,11 +148,13 @@ class OpenAI:
 
     def _without_key(self, answer: Answer) -> tuple[Mapping[str, str], bytes]:
         """Headers and body with the key masked, should a server echo it: neither file nor log may hold it."""
-        headers, content, secret = answer.headers, answer.content, self._secret
-        if secret is None or len(secret) < SHORTEST_KEY:
+        headers, content = answer.headers, answer.content
+        masked = self._masked
+        if not masked:
             return headers, content
-        if secret.encode() in content:
-            content = content.replace(secret.encode(), b"***")
+        if masked in content:
+            content = content.replace(masked, b"***")
+        secret = self._secret or ""
         if secret in "\n".join(headers.values()):
             headers = {name: value.replace(secret, "***") for name, value in headers.items()}
         return headers, content

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchllm.engine import Engine, workers_for
 from batchllm.errors import ConfigError
@@ -19,7 +19,6 @@ from batchllm.layers.gated import Gate
 from batchllm.ledger import Ledger, Reorder, Settled, State, restore
 from batchllm.lines import Shape
 from batchllm.model import frozen
-from batchllm.pilot import Pilot, hint
 from batchllm.pipeline import Pipeline
 from batchllm.ports import Observer, Provider
 from batchllm.run import Parts
@@ -35,6 +34,9 @@ from batchllm.wire.live import Finished, Live
 from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, without_secrets, write_header
 from batchllm.wire.places import Places, places
 from batchllm.wire.resume import move_old_letters, open_run
+
+if TYPE_CHECKING:
+    from batchllm.pilot import Pilot
 
 
 @frozen
@@ -231,6 +233,8 @@ def _pilot(job: Job, where: Places, state: State, source: JsonlSource, ledger: L
     of_letters = state.later is not None and "pilot" in state.later.job
     if job.pilot is None or of_letters or state.settled.count > job.pilot:
         return None
+    from batchllm.pilot import Pilot, hint  # many runs have none
+
     advice = hint(where.dead_letter, kept=not where.on_stdout, redo=state.later is None)
     return Pilot(source, ledger, job.pilot, job.max_failures, advice)
 

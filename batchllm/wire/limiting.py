@@ -20,15 +20,13 @@ from batchllm.transport import raise_descriptor_limit
 
 SPARE_DESCRIPTORS = 64
 """Files and pipes beside one connection for each call in flight."""
-
-
-MOST_CALLS = 512
+FOUND_AT_MOST = 512
 """Calls in flight that `-c auto` and `ctl` may come to, unless more are asked for at the start."""
 
 
 def most_calls(job: Job) -> int:
     """The calls that may ever be in flight."""
-    return MOST_CALLS if job.concurrency == "auto" else max(MOST_CALLS, job.concurrency)
+    return FOUND_AT_MOST if job.concurrency == "auto" else max(FOUND_AT_MOST, job.concurrency)
 
 
 def limits_of(job: Job) -> dict[str, float | None]:

@@ -7,19 +7,21 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchllm.errors import Drained
 from batchllm.job import Job
 from batchllm.layers.gated import Gate
 from batchllm.ledger import Ledger
 from batchllm.model import frozen
-from batchllm.pilot import Pilot
 from batchllm.run import Parts
 from batchllm.sources import JsonlSource
 from batchllm.summary import Summary
 from batchllm.wire.opening import Opened
 from batchllm.wire.places import Places
+
+if TYPE_CHECKING:
+    from batchllm.pilot import Pilot
 
 
 @dataclass(slots=True)

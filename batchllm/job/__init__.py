@@ -6,6 +6,7 @@ derived from the table, so that a setting is declared once.
 """
 
 from batchllm.job.load import Loaded, load, strays
-from batchllm.job.settings import Job, Setting, settings
+from batchllm.job.settings import Job, settings
+from batchllm.job.table import Setting
 
 __all__ = ["Job", "Loaded", "Setting", "load", "settings", "strays"]

@@ -16,7 +16,8 @@ from typing import Any
 
 from batchllm.errors import ConfigError
 from batchllm.job import values
-from batchllm.job.settings import Job, Setting, settings
+from batchllm.job.settings import Job, settings
+from batchllm.job.table import Setting
 from batchllm.model import frozen
 
 IMPLICIT = "batchllm.toml"
@@ -81,13 +82,14 @@ _KNOWN = frozenset({"BATCHLLM_JOB", "BATCHLLM_BENCH_DATA"})
 def strays(environ: Mapping[str, str], job: Job) -> list[str]:
     """A line for each variable that looks like one of ours and is heeded by nobody; never its value."""
     table = {setting.variable: setting for setting in settings().values()}
-    heeded = {variable for variable, setting in table.items() if not setting.once} | _KNOWN
+    given = {variable for variable, setting in table.items() if not (setting.once or setting.file_only)}
+    heeded = given | _KNOWN
     names = {variable.removeprefix(_PREFIX): variable for variable in heeded}
     lines = []
     for variable in sorted(environ):
         if not variable.startswith(_PREFIX) or variable in heeded or variable == job.api_key_env:
             continue
-        if variable in table:
+        if variable in table and table[variable].once:
             flag = table[variable].flags[-1]
             lines.append(f"{variable} is not heeded: it is for the command line only, as {flag}")
             continue
@@ -118,7 +120,7 @@ def _from_environment(
     return {
         name: _Given(environ[setting.variable], setting.variable, folder)
         for name, setting in table.items()
-        if not setting.once and environ.get(setting.variable)
+        if not (setting.once or setting.file_only) and environ.get(setting.variable)
     }
 
 

@@ -6,71 +6,25 @@ A setting is *meaning* (what is asked: it must be the same to resume), *operatio
 
 from __future__ import annotations
 
-from dataclasses import field, fields
+from dataclasses import fields
 from typing import Any, Literal
 
 from batchllm.job import values
+from batchllm.job.table import Setting, files, how, row
 from batchllm.model import frozen
-
-Kind = Literal["meaning", "operation", "place"]
-
-
-@frozen
-class Setting:
-    """One row of the table. `once`: an option for this time only, not in environment or job file."""
-
-    name: str
-    kind: Kind
-    read: values.Reader
-    flags: tuple[str, ...]
-    help: str
-    metavar: str | None
-    default: Any
-    once: bool
-    many: bool
-    panel: str
-
-    @property
-    def variable(self) -> str:
-        """Its name in the environment."""
-        return "BATCHLLM_" + self.name.upper()
-
-
-def _row(
-    default: Any,
-    kind: Kind,
-    read: values.Reader,
-    flags: str,
-    metavar: str | None,
-    help: str,
-    *,
-    once: bool = False,
-    many: bool = False,
-    panel: str = "What is asked",
-) -> Any:
-    row = {"kind": kind, "read": read, "flags": tuple(flags.split()), "metavar": metavar, "help": help}
-    return field(default=default, metadata=row | {"once": once, "many": many, "panel": panel})
-
-
-def _how(default: Any, read: values.Reader, flags: str, metavar: str | None, help: str, **more: Any) -> Any:
-    return _row(default, "operation", read, flags, metavar, help, **({"panel": "How it runs"} | more))
-
-
-def _files(kind: Kind, default: Any, read: values.Reader, flags: str, metavar: str | None, help: str) -> Any:
-    return _row(default, kind, read, flags, metavar, help, panel="Files")
 
 
 @frozen
 class Job:
     """Everything that a run was told, merged. Times are in seconds; texts are contents, not paths."""
 
-    input: tuple[str, ...] = _files(
+    input: tuple[str, ...] = files(
         "meaning", (), values.paths, "", None, "JSONL files, .gz and .zst too; - is stdin"
     )
-    output: str | None = _files(
+    output: str | None = files(
         "place", None, values.text, "-o --output", "FILE", "Successes; - is stdout (default INPUT.out.jsonl)"
     )
-    dead_letter: str | None = _files(
+    dead_letter: str | None = files(
         "place",
         None,
         values.text,
@@ -78,7 +32,7 @@ class Job:
         "FILE",
         "Failures (default: the output's name with .dead.jsonl)",
     )
-    input_format: str = _files(
+    input_format: str = files(
         "meaning",
         "auto",
         values.word("auto", "records", "dead", "openai-batch"),
@@ -86,10 +40,10 @@ class Job:
         "FORMAT",
         "auto, records, dead or openai-batch (default: told by the first record)",
     )
-    id_field: str = _files(
+    id_field: str = files(
         "meaning", "id", values.text, "--id-field", "NAME", "The field shown as id (default id)"
     )
-    max_line: int = _files(
+    max_line: int = files(
         "operation",
         16 << 20,
         values.whole(1024, 1 << 30),
@@ -97,7 +51,7 @@ class Job:
         "BYTES",
         "Longest input line (default 16 MiB)",
     )
-    emit: str = _files(
+    emit: str = files(
         "meaning",
         "result",
         values.word("result", "merged", "openai-batch"),
@@ -105,11 +59,11 @@ class Job:
         "SHAPE",
         "Shape of an output line: result, merged or openai-batch (default result)",
     )
-    keep: tuple[str, ...] = _row(
+    keep: tuple[str, ...] = row(
         (), "meaning", values.names, "--keep", "FIELD", "Input field carried into the result; repeatable",
         many=True, panel="Files",
     )  # fmt: skip
-    merge_failed: bool = _files(
+    merge_failed: bool = files(
         "meaning",
         False,
         values.flag,
@@ -117,7 +71,7 @@ class Job:
         None,
         "Also a line with error_kind for every dead record",
     )
-    durability: str = _files(
+    durability: str = files(
         "operation",
         "batch",
         values.word("none", "batch", "record"),
@@ -125,7 +79,7 @@ class Job:
         "LEVEL",
         "When files are synced against power loss: none, batch or record (default batch)",
     )
-    resume_by: str = _files(
+    resume_by: str = files(
         "operation",
         "position",
         values.word("position", "id"),
@@ -133,7 +87,7 @@ class Job:
         "WHAT",
         "How settled records are known again: position or id (default position)",
     )
-    if_input_changed: str = _files(
+    if_input_changed: str = files(
         "operation",
         "new",
         values.word("new", "refuse"),
@@ -141,7 +95,7 @@ class Job:
         "WHAT",
         "Another input after a finished run: new or refuse (default new)",
     )
-    on_change: str = _files(
+    on_change: str = files(
         "operation",
         "refuse",
         values.word("refuse", "redo"),
@@ -149,12 +103,12 @@ class Job:
         "WHAT",
         "A changed prompt or record: refuse, or redo what changed (default refuse)",
     )
-    ordered: bool | None = _files(
+    ordered: bool | None = files(
         "operation", None, values.flag, "--ordered/--unordered", None,
         "Input order in the finished output (default: files ordered, stdout unordered)",
     )  # fmt: skip
 
-    model: str | None = _row(
+    model: str | None = row(
         None,
         "meaning",
         values.text,
@@ -162,7 +116,7 @@ class Job:
         "PROVIDER/NAME",
         "openai/gpt-4o-mini, local/smollm2, fake/echo …",
     )
-    prompt: str | None = _row(
+    prompt: str | None = row(
         None,
         "meaning",
         values.template,
@@ -170,13 +124,13 @@ class Job:
         "TEXT|@FILE",
         "Jinja2 over the record's fields (default {{ text }})",
     )
-    system: str | None = _row(
+    system: str | None = row(
         None, "meaning", values.text, "-s --system", "TEXT|@FILE", "The system prompt, Jinja2 too"
     )
-    schema: dict[str, Any] | None = _row(
+    schema: dict[str, Any] | None = row(
         None, "meaning", values.text, "--schema", "FILE", "JSON Schema that the answer must satisfy"
     )
-    param: dict[str, Any] = _row(
+    param: dict[str, Any] = row(
         None,
         "meaning",
         values.params,
@@ -185,7 +139,7 @@ class Job:
         "Request parameter, such as temperature=0; repeatable",
         many=True,
     )
-    base_url: str | None = _row(
+    base_url: str | None = row(
         None,
         "operation",
         values.address,
@@ -193,7 +147,7 @@ class Job:
         "URL",
         "The server's address (default: the provider's)",
     )
-    api_key_env: str | None = _row(
+    api_key_env: str | None = row(
         None,
         "operation",
         values.text,
@@ -202,116 +156,116 @@ class Job:
         "The variable that holds the key (default: the provider's)",
     )
 
-    concurrency: int | Literal["auto"] = _how(
+    concurrency: int | Literal["auto"] = how(
         20,
         values.concurrency,
         "-c --concurrency",
         "N|auto",
         "Calls in flight; auto finds how many (default 20)",
     )
-    rpm: float | None = _how(None, values.limit, "--rpm", "N", "Requests a minute")
-    rps: float | None = _how(None, values.limit, "--rps", "N", "Requests a second")
-    tpm: float | None = _how(None, values.limit, "--tpm", "N", "Tokens a minute")
-    input_tpm: float | None = _how(None, values.limit, "--input-tpm", "N", "Input tokens a minute")
-    output_tpm: float | None = _how(None, values.limit, "--output-tpm", "N", "Output tokens a minute")
-    burst: float = _how(
+    rpm: float | None = how(None, values.limit, "--rpm", "N", "Requests a minute")
+    rps: float | None = how(None, values.limit, "--rps", "N", "Requests a second")
+    tpm: float | None = how(None, values.limit, "--tpm", "N", "Tokens a minute")
+    input_tpm: float | None = how(None, values.limit, "--input-tpm", "N", "Input tokens a minute")
+    output_tpm: float | None = how(None, values.limit, "--output-tpm", "N", "Output tokens a minute")
+    burst: float = how(
         0.5,
         values.duration,
         "--burst",
         "S",
         "Seconds' worth of a limit that may go out at once (default 0.5)",
     )
-    quota_file: str | None = _how(
+    quota_file: str | None = how(
         None, values.text, "--quota-file", "FILE", "Share the limits with other runs that name this file"
     )
-    timeout: float = _how(
+    timeout: float = how(
         120.0,
         values.duration,
         "--timeout",
         "S",
         "One attempt, from send to last byte, in seconds (default 120)",
     )
-    record_timeout: float | None = _how(
+    record_timeout: float | None = how(
         None,
         values.duration,
         "--record-timeout",
         "S",
         "One record in all, pauses and limits' waits not counted",
     )
-    max_retries: int = _how(
+    max_retries: int = how(
         3,
         values.whole(0, 1000),
         "--max-retries",
         "N",
         "Tries again after transient failures of a request (default 3)",
     )
-    backoff: float = _how(
+    backoff: float = how(
         1.0, values.number(0), "--backoff", "S", "First wait before a retry; doubled, full jitter (default 1)"
     )
-    repair: int = _how(
+    repair: int = how(
         1,
         values.whole(0, 100),
         "--repair",
         "N",
         "Extra asks when an answer is invalid, empty or cut (default 1)",
     )
-    max_failures: int | float | None = _how(
+    max_failures: int | float | None = how(
         None, values.count_or_share, "--max-failures", "N|P%", "Stop (exit 3) beyond so many dead letters"
     )
-    pilot: int | None = _how(
+    pilot: int | None = how(
         None,
         values.whole(1),
         "--pilot",
         "N",
         "Run the first N records and go on only if they went well",
     )
-    yes: bool = _how(False, values.flag, "-y --yes", None, "Go on after the pilot unasked", once=True)
-    accept_failures: int | float = _how(
+    yes: bool = how(False, values.flag, "-y --yes", None, "Go on after the pilot unasked", once=True)
+    accept_failures: int | float = how(
         0,
         values.count_or_share,
         "--accept-failures",
         "N|P%",
         "Finished with no more dead letters is exit 0 (default 0)",
     )
-    max_stall: float = _how(
+    max_stall: float = how(
         900.0,
         values.duration,
         "--max-stall",
         "DURATION",
         "Stop (exit 3) when nothing has succeeded so long (default 15m)",
     )
-    deadline: float | None = _how(
+    deadline: float | None = how(
         None, values.duration, "--deadline", "DURATION", "Stop (exit 3) after so long, such as 2h"
     )
-    rounds: int = _how(
+    rounds: int = how(
         0,
         values.whole(0, 100),
         "--rounds",
         "N",
         "Try what failed for transient reasons again after the full pass (default 0)",
     )
-    grace: float = _how(
+    grace: float = how(
         4.0,
         values.number(0),
         "--grace",
         "S",
         "How long a signal or the deadline waits for calls in flight (default 4)",
     )
-    http: str = _how(
+    http: str = how(
         "own",
         values.word("own", "stock"),
         "--http",
         "CLIENT",
         "own, or stock for httpx's client: slow, knows HTTP/2 (default own)",
     )
-    fresh: bool = _how(
+    fresh: bool = how(
         False, values.flag, "--fresh", None, "Forget the earlier run of this output (moved aside)", once=True
     )
-    limit: int | None = _how(
+    limit: int | None = how(
         None, values.whole(1), "--limit", "N", "Only the first N records, this time", once=True
     )
 
-    progress: str = _how(
+    progress: str = how(
         "auto",
         values.word("auto", "bar", "log", "json", "none"),
         "--progress",
@@ -319,7 +273,7 @@ class Job:
         "auto, bar, log, json or none; on stderr (default auto)",
         panel="What is shown",
     )
-    progress_interval: float = _how(
+    progress_interval: float = how(
         5.0,
         values.number(0, above=True),
         "--progress-interval",
@@ -327,8 +281,8 @@ class Job:
         "Seconds between lines (default 5)",
         panel="What is shown",
     )
-    quiet: bool = _how(False, values.flag, "-q --quiet", None, "Errors only", panel="What is shown")
-    verbose: int = _how(
+    quiet: bool = how(False, values.flag, "-q --quiet", None, "Errors only", panel="What is shown")
+    verbose: int = how(
         0,
         values.whole(0, 3),
         "-v --verbose",

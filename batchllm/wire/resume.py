@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from batchllm.errors import ConfigError
-from batchllm.job import Job
+from batchllm.job import Job, settings
 from batchllm.ledger import State, move_aside
 from batchllm.sources import differs
 from batchllm.wire.opening import Opened, Say, absolute, meaning_of, open_folder, same_place, tell
@@ -62,7 +62,8 @@ def move_old_letters(places: Places, say: Say) -> None:
 def _meaning_change(header: dict[str, Any], job: Job, places: Places) -> str | None:
     """The settings that were others, as far as they bear on answers; None if none was."""
     old, new = header["meaning"], meaning_of(job, places)
-    changed = [name for name in new if name != "input" and old.get(name) != new[name]]
+    table = settings()  # a run of an earlier release knows nothing of newer settings
+    changed = [n for n in new if n != "input" and old.get(n, table[n].default) != new[n]]
     return (
         "; ".join(f"{name} was {_short(old.get(name))}, is {_short(new[name])}" for name in changed) or None
     )

@@ -233,8 +233,8 @@ class Engine:
             self._settled.set()
         else:
             self.dropped += 1
-            if outcome.trail.attempts:
-                self._emit(outcome.trail.spent(outcome.record.seq))
+            if (spent := outcome.trail.spent(outcome.record.seq)) is not None:
+                self._emit(spent)
         if verdict is not None:
             self._stop.set(verdict)
 

@@ -11,7 +11,7 @@ import codecs
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -37,7 +37,7 @@ class Shape:
 def output_line(done: Done, shape: Shape) -> bytes:
     """The line of a success, with its newline."""
     if shape.emit == "merged":
-        return _merged(done.record, _answer_fields(done)) + b"\n"
+        return _merged(done.record, [*_answer_fields(done).items(), *_run_fields(done).items()]) + b"\n"
     if shape.emit == "openai-batch":
         return _batch_line(done)
     reply, record, trail = done.reply, done.record, done.trail
@@ -55,6 +55,8 @@ def output_line(done: Done, shape: Shape) -> bytes:
         "finished_at": stamp(done.at),
         "request_id": reply.request_id,
     }
+    if record.variant is not None or trail.answers is not None:
+        fields |= _run_fields(done)
     line = dumps(fields)
     if shape.keep and (kept := _kept(record, shape.keep, fields)):
         line = line[:-1] + b"," + kept + b"}"
@@ -63,9 +65,9 @@ def output_line(done: Done, shape: Shape) -> bytes:
 
 def failed_line(dead: Dead, shape: Shape) -> bytes:
     """The output line of a dead record under --merge-failed, with its newline."""
-    fields = {"error_kind": dead.error.kind, "error_message": dead.error.message}
+    fields = {"error_kind": dead.error.kind, "error_message": dead.error.message} | _variant(dead.record)
     if shape.emit == "merged" and dead.record.data is not None:
-        return _merged(dead.record, fields) + b"\n"
+        return _merged(dead.record, fields.items()) + b"\n"
     if shape.emit == "openai-batch":
         error = {"code": dead.error.kind, "message": dead.error.message}
         return dumps(_batch_head(dead.record) | {"response": None, "error": error} | fields) + b"\n"
@@ -91,6 +93,8 @@ def dead_line(dead: Dead) -> bytes:
         "raw": error.raw[:LONGEST_RAW] if error.raw is not None else None,
         "usage": _usage(trail.usage),
         "cost_usd": None,
+        **_variant(record),
+        **(_stages(trail) if trail.answers is not None else {}),
         "at": stamp(dead.at),
     }
     head = dumps({"id": record.id, "seq": record.seq})
@@ -108,6 +112,7 @@ def failed_line_of(letter: bytes, shape: Shape) -> bytes:
         id=json.loads(parts["id"]),
         data=orjson.loads(line) if line is not None else None,
         line=line or b"",
+        variant=orjson.loads(parts.get("variant", b"null")),
     )
     failure = Failure(error["kind"], error["cause"], error["message"])
     return failed_line(Dead(record, failure, Trail(), 0.0), shape)
@@ -223,11 +228,25 @@ def _answer_fields(done: Done) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"output": value}
 
 
-def _merged(record: Record, fields: dict[str, Any]) -> bytes:
+def _run_fields(done: Done) -> dict[str, Any]:
+    """What a run with variants or stages tells beside the answer."""
+    return _variant(done.record) | (_stages(done.trail) if done.trail.answers is not None else {})
+
+
+def _variant(record: Record) -> dict[str, Any]:
+    return {} if record.variant is None else {"variant": record.variant}
+
+
+def _stages(trail: Trail) -> dict[str, Any]:
+    """What each stage answered, and the names of those that were left out, where there are any."""
+    return {"stages": trail.answers} | ({"skipped": trail.skipped} if trail.skipped else {})
+
+
+def _merged(record: Record, fields: Iterable[tuple[str, Any]]) -> bytes:
     """The input's bytes with fields added; a taken name becomes `output_<name>`."""
     data = record.data or {}
     added: dict[str, Any] = {}
-    for name, value in fields.items():
+    for name, value in fields:
         shown = name
         while shown in data or shown in added:
             shown = f"output_{shown}"
@@ -264,6 +283,7 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "seconds": round(attempt.seconds, 4),
         "status": attempt.status,
         "error": attempt.error,
+        **({} if attempt.stage is None else {"stage": attempt.stage}),
         "usage": _usage(attempt.usage) if attempt.usage is not None else None,
         "request_id": attempt.request_id,
     }

@@ -44,7 +44,9 @@ class Record:
     any JSON value but null, or `line-<n>`. `data` is the object parsed; `line` its bytes without line end
     or byte-order mark, which pass to the output by splicing and are never serialised anew. A line that is
     no JSON object has `data = None` and appears in a `Dead` only. `turn` is its place among the records of
-    a later pass over some of them, None in the pass over the input itself.
+    a later pass over some of them, None in the pass over the input itself. `variant` is the name of the
+    variant under which it is asked, and `place` then the number of the two together; `answers` holds what
+    stages answered in an earlier pass, by their names.
     """
 
     seq: int
@@ -52,16 +54,19 @@ class Record:
     data: dict[str, Any] | None
     line: bytes
     turn: int | None = None
+    variant: str | None = None
+    place: int | None = None
+    answers: dict[str, Any] | None = None
 
     @property
     def number(self) -> int:
-        """Its place among the records of this pass, by which progress is kept."""
-        return self.seq if self.turn is None else self.turn
+        """Its place among the units of this pass, by which progress is kept."""
+        return self.unit if self.turn is None else self.turn
 
     @property
     def unit(self) -> int:
-        """The number under which the ledger settles this record."""
-        return self.seq
+        """The number under which the ledger settles this record, or this variant of it."""
+        return self.seq if self.place is None else self.place
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,10 @@ class Usage:
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """A form that JSON can carry."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -174,12 +183,17 @@ NO_USAGE = Usage()
 class Trail:
     """One record's calls, its deadline and what it has used; touched by its worker alone.
 
-    `deadline` is a monotonic time in seconds, or None; the gate moves it by the length of each pause.
+    `deadline` is a monotonic time in seconds, or None; the gate moves it by the length of each pause. Where
+    a record goes through stages, `answers` has what each has answered, by name, and `skipped` who was left
+    out; else they are None. The first `noted` attempts are kept in notes already.
     """
 
     deadline: float | None = None
     asks: int = 0
     attempts: list[Attempt] = field(default_factory=list)
+    answers: dict[str, Any] | None = None
+    skipped: list[str] | None = None
+    noted: int = 0
 
     @property
     def usage(self) -> Usage:
@@ -192,11 +206,43 @@ class Trail:
                 total = total + attempt.usage
         return total
 
-    def spent(self, seq: int) -> Note:
-        """The note that record `seq` leaves where it ends without an outcome after calls of it."""
-        used = self.usage
-        usage = {each.name: getattr(used, each.name) for each in fields(used)}
-        return Note("spent", {"seq": seq, "calls": len(self.attempts), "usage": usage})
+    def spent(self, seq: int) -> Note | None:
+        """The note that record `seq` leaves where it ends without an outcome after calls of it; else None."""
+        calls = self.attempts[self.noted :]
+        if not calls:
+            return None
+        used = sum((call.usage for call in calls if call.usage is not None), NO_USAGE)
+        return Note("spent", {"seq": seq, "calls": len(calls), "usage": used.to_dict()})
+
+    def answered(self, record: Record, stage: str, reply: Reply) -> Note:
+        """The note that keeps what a stage answered, so that it is never asked again."""
+        calls, self.noted = self.attempts[self.noted :], len(self.attempts)
+        used = sum((call.usage for call in calls if call.usage is not None), NO_USAGE)
+        self.answers = (self.answers or {}) | {stage: reply.value}
+        return Note(
+            "stage",
+            {
+                "unit": record.unit,
+                "number": record.number,
+                "stage": stage,
+                "value": reply.value,
+                "model": reply.model,
+                "finish": reply.finish,
+                "calls": len(calls),
+                "usage": used.to_dict(),
+                "at": calls[-1].at if calls else 0.0,
+                "seconds": calls[-1].seconds if calls else 0.0,
+            },
+        )
+
+    def recall(self, told: dict[str, Any]) -> None:
+        """Take over what an earlier session's note says of a stage."""
+        at, seconds, stage = told["at"], told["seconds"], told["stage"]
+        blank = [Attempt(at, 0.0, stage=stage)] * (told["calls"] - 1)
+        last = [Attempt(at, seconds, Usage(**told["usage"]), stage=stage)] if told["calls"] else []
+        self.attempts += [*blank, *last]
+        self.noted = len(self.attempts)
+        self.answers = (self.answers or {}) | {stage: told["value"]}
 
 
 @frozen

@@ -15,6 +15,7 @@ import anyio
 from batchllm.errors import PilotFailed
 from batchllm.ledger import Ledger
 from batchllm.model import Dead, Position, Record, frozen
+from batchllm.ports import Source
 from batchllm.sources import JsonlSource
 from batchllm.summary import Summary
 
@@ -29,13 +30,24 @@ class Pilot:
 
     What earlier sessions settled of the pass counts among the first. The decision is about those records
     alone, failed lines of the input included; where nothing comes after them, there is none. `most` is
-    --max-failures, `hint` what to do where too many failed. `confirm` gets what the pilot came to.
+    --max-failures, `hint` what to do where too many failed. `confirm` gets what the pilot came to. `fed` is
+    what makes `each` units of a record of `source`, where there is such.
     """
 
     def __init__(
-        self, source: JsonlSource, ledger: Ledger, records: int, most: int | float | None, hint: str
+        self,
+        source: JsonlSource,
+        ledger: Ledger,
+        records: int,
+        most: int | float | None,
+        hint: str,
+        *,
+        fed: Source | None = None,
+        each: int = 1,
     ) -> None:
         self._source = source
+        self._fed = fed or source
+        self._each = each
         self._ledger = ledger
         self._records = records
         self._most = most
@@ -46,7 +58,7 @@ class Pilot:
         """Yield the records of the pilot, then wait; raises PilotFailed where the run is not to go on."""
         left = self._records - self._ledger.settled.count
         held: list[Record | Dead] = []
-        async with aclosing(self._source.chunks()) as chunks:
+        async with aclosing(self._fed.chunks()) as chunks:
             while left > 0:
                 chunk = await anext(chunks, None)
                 if chunk is None:
@@ -63,7 +75,7 @@ class Pilot:
 
     def position(self, seq: int) -> Position:
         """That of the source."""
-        return self._source.position(seq)
+        return self._fed.position(seq)
 
     async def _settled(self) -> Summary:
         """Wait for the last of the pilot; find out meanwhile whether there is more, if that can be told."""
@@ -82,7 +94,7 @@ class Pilot:
         return summary
 
     def _ended(self) -> bool:
-        return self._source.ended and self._ledger.settled.watermark >= self._source.records
+        return self._source.ended and self._ledger.settled.watermark >= self._source.records * self._each
 
     async def _decide(self, summary: Summary) -> None:
         failed = verdict(summary, self._most)

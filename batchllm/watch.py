@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from batchllm.errors import BatchError, SameFailure, TooManyFailures
 from batchllm.model import Dead, Done, Outcome
@@ -17,8 +18,20 @@ FIRST, LATER = 20, 200
 _VARYING = re.compile(r"\S*\d\S*")
 
 
+@dataclass(slots=True)
+class _Streak:
+    """Calls settled `here`, how many of the latest ended alike and how; `tripped` is what stopped the run."""
+
+    here: int = 0
+    alike: int = 0
+    last: tuple[object, ...] | None = None
+    tripped: tuple[object, ...] | None = None
+
+
 class FailureWatch:
     """Judges outcomes as they come: too many failures, or one and the same provider error on everything.
+
+    Each variant is judged by itself: the answers of one don't make up for another's.
 
     `settled` and `failed` are the counts of earlier sessions of the run. `most` is a count, or a share in
     (0, 1) that holds from 50 settled on.
@@ -35,40 +48,38 @@ class FailureWatch:
         self._settled = settled
         self._failed = failed
         self._hint = hint
-        self._here = 0
-        self._streak = 0
-        self._last: tuple[object, ...] | None = None
-        self._tripped: tuple[object, ...] | None = None
+        self._streaks: dict[str | None, _Streak] = {}
 
     def judge(self, outcome: Outcome) -> tuple[bool, BatchError | None]:
         """Whether the outcome counts, and the error that stops the run, if it does."""
+        streak = self._streaks.get(outcome.record.variant)
+        if streak is None:
+            streak = self._streaks.setdefault(outcome.record.variant, _Streak())
         if isinstance(outcome, Done):
             self._settled += 1
-            self._here += 1
-            self._streak, self._last = 1, None
+            streak.here += 1
+            streak.alike, streak.last = 1, None
             return True, None
         signature = _signature(outcome)
-        if self._tripped is not None and signature == self._tripped:
+        if streak.tripped is not None and signature == streak.tripped:
             return False, None
         self._settled += 1
         self._failed += 1
         if outcome.error.kind == "bad_input":  # nobody was called
             return True, self._too_many()
-        self._follow(signature)
-        return True, self._same(outcome, signature) or self._too_many()
+        streak.here += 1
+        streak.alike = streak.alike + 1 if signature is not None and signature == streak.last else 1
+        streak.last = signature
+        return True, self._same(outcome, streak) or self._too_many()
 
-    def _follow(self, signature: tuple[object, ...] | None) -> None:
-        self._here += 1
-        self._streak = self._streak + 1 if signature is not None and signature == self._last else 1
-        self._last = signature
-
-    def _same(self, dead: Dead, signature: tuple[object, ...] | None) -> BatchError | None:
-        threshold = FIRST if self._streak == self._here else LATER
-        if signature is None or self._streak < threshold:
+    def _same(self, dead: Dead, streak: _Streak) -> BatchError | None:
+        threshold = FIRST if streak.alike == streak.here else LATER
+        if streak.last is None or streak.alike < threshold:
             return None
-        self._tripped = signature
+        streak.tripped = streak.last
+        of_variant = f" under variant {dead.record.variant}" if dead.record.variant is not None else ""
         return SameFailure(
-            f"{self._streak} records in a row failed alike: {dead.error.message}",
+            f"{streak.alike} records in a row failed alike{of_variant}: {dead.error.message}",
             self._hint(dead) or "mend what it names, then run again; --fresh starts over",
         )
 

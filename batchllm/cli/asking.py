@@ -58,7 +58,7 @@ async def goes_on(live: Live, display: Display, summary: Summary) -> bool:
 
     records, exact = live.total()
     left = max(0, records - live.summary.settled) if records is not None else None
-    rest = Rest(left, exact, live.gate.target, live.gate.limiter.limits())
+    rest = Rest(left, exact, live.gate.target, live.gate.limits())
     lines = [ui.clean(line) for line in report(summary, rest)]
     terminal = None if live.job.yes else _terminal()
     if terminal is None:

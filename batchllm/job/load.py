@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from batchllm.errors import ConfigError
-from batchllm.job import values
+from batchllm.job import tables, values
 from batchllm.job.settings import Job, settings
 from batchllm.job.table import Setting
 from batchllm.model import frozen
@@ -217,6 +217,8 @@ def _read(setting: Setting, found: _Given) -> Any:
     try:
         if setting.name == "schema":
             return _schema(value, found.folder)
+        if setting.name in ("variant", "stage"):
+            return _tables(setting.name, found)
         value = setting.read(value)
         if setting.name in ("prompt", "system") and value.startswith("@"):
             value = _file(value[1:], found.folder)
@@ -234,6 +236,24 @@ def _read(setting: Setting, found: _Given) -> Any:
     except _Unreadable as error:
         raise ConfigError(f"{_named(setting, found)}: {error}", "check the path") from None
     return value
+
+
+def _tables(name: str, found: _Given) -> list[dict[str, Any]]:
+    """The tables under a setting's name, each of their values read as the setting that it stands in for."""
+    table = settings()
+    asked = frozenset(n for n, row in table.items() if row.panel == "What is asked" and n not in _TABLES)
+
+    def read(setting: str, value: Any) -> Any:
+        return _read(table[setting], _Given(value, found.origin, found.folder))
+
+    found_tables = _TABLES[name](found.value, asked, read)
+    for each in found_tables:
+        if "run" in each:
+            each["folder"] = str(found.folder.absolute())
+    return found_tables
+
+
+_TABLES = {"variant": tables.variants, "stage": tables.stages}
 
 
 def _is_utf8(value: Any) -> bool:

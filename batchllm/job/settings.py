@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from batchllm.job import values
-from batchllm.job.table import Setting, files, how, row
+from batchllm.job.table import Setting, files, how, row, tables
 from batchllm.model import frozen
 
 
@@ -138,6 +138,18 @@ class Job:
         "KEY=VALUE",
         "Request parameter, such as temperature=0; repeatable",
         many=True,
+    )
+    variant: list[dict[str, Any]] | None = row(
+        None,
+        "meaning",
+        values.anything,
+        "--variant",
+        "NAME=TEXT|@FILE",
+        "Ask each record under this prompt too, to compare; repeatable",
+        many=True,
+    )
+    stage: list[dict[str, Any]] | None = tables(
+        "meaning", None, values.anything, "Stages that each record goes through, one after the other"
     )
     base_url: str | None = row(
         None,

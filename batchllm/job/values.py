@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 
 class Unshown(ValueError):
-    """What was given may hold a secret: the message must not repeat it."""
+    """The message must not repeat what was given: it may hold a secret, or is too much."""
 
 
 Reader = Callable[[Any], Any]
@@ -28,6 +28,11 @@ def text(value: Any) -> str:
     """Any text."""
     if not isinstance(value, str):
         raise ValueError("expected text in quotes")
+    return value
+
+
+def anything(value: Any) -> Any:
+    """What another reader takes apart."""
     return value
 
 

@@ -16,9 +16,10 @@ from batchllm.ports import Observer, Provider
 class Traced:
     """A Provider whose calls are written down."""
 
-    def __init__(self, inner: Provider, observers: Sequence[Observer] = ()) -> None:
+    def __init__(self, inner: Provider, observers: Sequence[Observer] = (), stage: str | None = None) -> None:
         self._inner = inner
         self._observers = observers
+        self._stage = stage
 
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """Ask, and note when, how long, what it used and how it ended."""
@@ -37,11 +38,12 @@ class Traced:
                     error=error.message
                     if isinstance(error, BatchError)
                     else f"{type(error).__name__}: {error}",
+                    stage=self._stage,
                     cause=getattr(error, "cause", None),
                 ),
             )
             raise
-        attempt = Attempt(at, time.monotonic() - start, reply.usage, 200, reply.request_id)
+        attempt = Attempt(at, time.monotonic() - start, reply.usage, 200, reply.request_id, None, self._stage)
         if self._observers:
             self._note(request, trail, attempt)
         else:

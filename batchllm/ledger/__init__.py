@@ -9,5 +9,17 @@ from batchllm.ledger.journal import Journal, State, restore
 from batchllm.ledger.ledger import Ledger
 from batchllm.ledger.reorder import Reorder
 from batchllm.ledger.settled import Settled
+from batchllm.ledger.stages import Noted, read_notes
 
-__all__ = ["Journal", "Ledger", "Reorder", "RunFolder", "Settled", "State", "move_aside", "restore"]
+__all__ = [
+    "Journal",
+    "Ledger",
+    "Noted",
+    "Reorder",
+    "RunFolder",
+    "Settled",
+    "State",
+    "move_aside",
+    "read_notes",
+    "restore",
+]

@@ -47,6 +47,7 @@ class SinkFile(Protocol):
 class State:
     """What is settled. `position` is where to go on reading, at the watermark or before it.
 
+    `notes_from` is the byte of the notes before which none is about a record that isn't settled.
     With `later`, all of it is about a pass over that pass's own source.
     """
 
@@ -58,6 +59,7 @@ class State:
     finished: bool = False
     unfinished_line: str | None = None
     later: Later | None = None
+    notes_from: int = 0
 
 
 class Journal:
@@ -94,6 +96,7 @@ class Journal:
             finished=document.get("finished", False),
             unfinished_line=document.get("unfinished_line"),
             later=Later.from_dict(document["later"]) if document.get("later") else None,
+            notes_from=document.get("notes_from", document.get("sinks", {}).get("notes", 0)),
         )
         clean(self, state.later)
         return state

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Ledger:
 
     `durability` is none, batch or record. `meaning` is a digest of what is asked of each record, 16 bytes at
     most. `position` tells where the source stands for a unit. With `reorder`, for stdout, lines leave in
-    input order.
+    input order. `noted` has where the notes of records in work begin, by their number.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Ledger:
         position: Callable[[int], Position],
         observers: Sequence[Observer] = (),
         reorder: Reorder | None = None,
+        noted: Mapping[int, int] | None = None,
     ) -> None:
         self.summary = summary
         self.settled = settled
@@ -92,6 +93,7 @@ class Ledger:
         self._position = position
         self._observers = observers
         self._reorder = reorder
+        self._noted = dict(noted or {})
         self._commit_scope: anyio.CancelScope | None = None
         self.writing = False
         self._failed = False
@@ -220,6 +222,8 @@ class Ledger:
             return
         self._since_snapshot += len(group)
         lines = self._lines(group)
+        if lines.notes and self._journal is not None:
+            self._mark(group, lines.notes, self._journal.sinks["notes"].length)
         try:
             self.writing = True
             with anyio.CancelScope() as self._commit_scope:
@@ -274,12 +278,21 @@ class Ledger:
             lines.output = self._reorder.take()
         return lines
 
+    def _mark(self, group: list[Outcome | Note], lines: list[bytes], place: int) -> None:
+        """Keep where the first note of each record in work is going to stand, from byte `place` on."""
+        for note, line in zip((item for item in group if isinstance(item, Note)), lines, strict=True):
+            if note.kind == "stage":
+                self._noted.setdefault(note.body["number"], place)
+            place += len(line)
+
     def _count(self, group: list[Outcome | Note]) -> None:
-        settle, add = self.settled.add, self.summary.add
+        settle, add, noted = self.settled.add, self.summary.add, self._noted
         for item in group:
             if isinstance(item, Note):
                 continue
             settle(item.record.number)
+            if noted:
+                noted.pop(item.record.number, None)
             add(item)
             for observer in self._observers:
                 observer.settled(item)
@@ -287,7 +300,9 @@ class Ledger:
 
     def _document(self) -> dict[str, Any]:
         position = self._position(self.settled.watermark)
+        notes = self._journal.sinks["notes"].length if self._journal is not None else 0
         return {
+            "notes_from": min(self._noted.values(), default=notes),
             "watermark": self.settled.watermark,
             "above": self.settled.above(),
             "position": [position.file, position.offset, position.line, position.seq],

@@ -312,7 +312,11 @@ def outcome_of(entry: Entry, line: bytes) -> Outcome:
     calls = [Attempt(entry.at, entry.latency)] * (entry.calls - 1)
     trail = Trail(attempts=[*calls, Attempt(entry.at, entry.latency, usage)] if entry.calls else [])
     record = Record(entry.unit, entry.unit, None, b"")
+    told = orjson.loads(line) if entry.kind == DEAD or b'"stages":' in line else {}
+    if "stages" in told:
+        trail.answers, trail.skipped = told["stages"], told.get("skipped")
     if entry.kind == OUTPUT:
         return Done(record, Reply("", None, usage, None, ""), trail, entry.at)
-    error = orjson.loads(line)["error"]
-    return Dead(record, Failure(error["kind"], error["cause"], error["message"]), trail, entry.at)
+    error = told["error"]
+    failure = Failure(error["kind"], error["cause"], error["message"], stage=error.get("stage"))
+    return Dead(record, failure, trail, entry.at)

@@ -32,8 +32,9 @@ from batchllm.sources.identity import differs, fingerprint, prints, sample
 from batchllm.sources.marks import Marks
 from batchllm.sources.shapes import FORMATS, BadLine, of_later_pass, parse, record_of, shape_of
 from batchllm.sources.splitting import Line, Lines
+from batchllm.sources.variants import Variants
 
-__all__ = ["FORMATS", "JsonlSource", "check_inputs", "differs", "fingerprint"]
+__all__ = ["FORMATS", "JsonlSource", "Variants", "check_inputs", "differs", "fingerprint"]
 
 BEGINNING = Position()
 CHUNK_RECORDS = 1024
@@ -47,7 +48,7 @@ class JsonlSource:
 
     `start` is a position that an earlier run reached; `settled(unit)` says which records are left out;
     `limit` ends the input before the record of that number. `max_line` is in bytes, line end not counted.
-    `later` says that the lines are letters of an earlier pass of the run, whose records keep their `seq`.
+    `later`: the lines are letters of an earlier pass, whose records keep their `seq`; the variants' names.
     `known` is what identified the inputs when the run began, by which a pipe is known again.
     `clock` gives Unix seconds, for the letters of bad lines. Files are read `block_bytes` at a time; a place
     that `position` can name is kept every `mark_records` records or MiB.
@@ -68,7 +69,7 @@ class JsonlSource:
         start: Position = BEGINNING,
         limit: int | None = None,
         settled: Callable[[int], bool] | None = None,
-        later: bool = False,
+        later: Sequence[str] | None = None,
         known: Sequence[dict[str, Any]] = (),
         clock: Callable[[], float] = time.time,
         block_bytes: int = BLOCK_BYTES,
@@ -298,8 +299,8 @@ class JsonlSource:
                     self._finish()
                     return None
                 item = self._dead(line, bad)
-            if self._later:
-                item = of_later_pass(item, content, seq)
+            if self._later is not None:
+                item = of_later_pass(item, content, seq, self._later)
         self._marks.note(self._file, line.start, line.number - 1, seq)
         self.records = seq + 1
         return item

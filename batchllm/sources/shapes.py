@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ FORMATS = ("auto", RECORDS, LETTERS, OPENAI_BATCH)
 BATCH_KEYS = frozenset({"custom_id", "method", "url", "body"})
 LETTER_NEEDS = frozenset({"id", "seq", "error", "attempts"})
 LETTER_INSIDES = frozenset({"record", "raw_line", "raw_line_base64"})
-LETTER_MAY = frozenset({"raw", "usage", "cost_usd", "variant", "stages", "fallback", "at"})
+LETTER_MAY = frozenset({"raw", "usage", "cost_usd", "variant", "stages", "skipped", "fallback", "at"})
 
 
 class BadLine(Exception):
@@ -84,12 +84,21 @@ def record_of(
     return _inside_letter(line, data, seq, id_field, fallback)
 
 
-def of_later_pass(item: Record | Dead, letter: bytes, turn: int) -> Record | Dead:
-    """The item under the `seq` that its letter tells; its place in this pass is its turn."""
-    seq = orjson.loads(letter)["seq"]
+def of_later_pass(
+    item: Record | Dead, letter: bytes, turn: int, variants: Sequence[str] = ()
+) -> Record | Dead:
+    """The item under the `seq` that its letter tells; its place in this pass is its turn.
+
+    So is its variant, one of `variants` where the run has some, and what stages had answered.
+    """
+    told = orjson.loads(letter)
+    changes: dict[str, Any] = {"seq": told["seq"], "turn": turn, "answers": told.get("stages")}
+    if variants:
+        name = told["variant"]
+        changes |= {"variant": name, "place": told["seq"] * len(variants) + variants.index(name)}
     if isinstance(item, Dead):
-        return replace(item, record=replace(item.record, seq=seq, turn=turn))
-    return replace(item, seq=seq, turn=turn)
+        return replace(item, record=replace(item.record, **changes))
+    return replace(item, **changes)
 
 
 def _inside_letter(

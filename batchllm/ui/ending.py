@@ -72,6 +72,7 @@ def summary_line(summary: Summary, facts: Facts) -> str:
                 for kind in summary.by_kind()
                 for cause, failed in summary.causes(kind).items()
             ],
+            **({"stages": summary.to_dict()["stages"]} if summary.stages else {}),
             "unknown": summary.unknown,
             "unknown_calls": summary.unknown_calls,
             "calls": summary.calls,
@@ -111,6 +112,10 @@ def rows(summary: Summary, facts: Facts) -> Iterator[tuple[str, str]]:
     yield "failed", f"{summary.failed:,}"
     for kind, count in summary.by_kind().items():
         yield from _dead(kind, count, summary.causes(kind))
+    for name, stage in summary.stages.items():
+        counts = f"{stage.came:,} in, {stage.ok:,} ok"
+        counts += f", {stage.skipped:,} skipped" if stage.skipped else ""
+        yield f"stage {name}", counts + (f", {stage.failed:,} failed" if stage.failed else "")
     if summary.unknown or summary.unknown_calls:
         answers = max(summary.unknown, summary.unknown_calls)
         yield "unknown", f"answers that no rule knows: {answers:,}; dead letters of them: {summary.unknown:,}"

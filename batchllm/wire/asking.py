@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
 
 from batchllm.errors import BadInput
 from batchllm.job import Job, Loaded
@@ -11,59 +15,160 @@ from batchllm.layers.gated import Gate, Gated
 from batchllm.layers.retrying import Retrying
 from batchllm.layers.structured import Structured
 from batchllm.layers.traced import Traced
+from batchllm.layers.within import Within
 from batchllm.model import Dead, Record, frozen
-from batchllm.pipeline import Render
-from batchllm.ports import Observer, Provider
+from batchllm.pipeline import Render, Stage
+from batchllm.ports import Observer, Provider, ProviderSpec
 from batchllm.prompt import DEFAULT_PROMPT, Prompt, explain_missing, missing_fields
 from batchllm.schema import Schema
 from batchllm.stop import Stop
 from batchllm.wire.registry import Chosen, provider_of
+
+if TYPE_CHECKING:
+    from batchllm.prompt import Condition
 
 _BATCH_URLS = ("/v1/chat/completions", "/chat/completions")
 
 
 @frozen
 class Asking:
-    """The provider, the prompt and the schema of a job, each checked."""
+    """One stage's provider, prompt and schema, each checked; `stage` is its table, where it has one.
+
+    A stage that runs a function of the user's has neither `chosen` nor `prompt`.
+    """
 
     job: Job
-    chosen: Chosen
-    prompt: Prompt
+    chosen: Chosen | None
+    prompt: Prompt | None
     schema: Schema | None
+    stage: dict[str, Any] | None = None
+    when: Condition | None = None
 
-    def enough(self, records: Sequence[Record]) -> bool:
-        """Whether these records have every field that the prompt needs."""
-        return not missing_fields(self.prompt.fields, _objects(records))
+    @property
+    def is_step(self) -> bool:
+        """Whether it runs a function of the user's."""
+        return self.chosen is None
 
-    def check_fields(self, first: Sequence[Record]) -> None:
-        """A template field that none of the first records has is a mistake in the template: ConfigError."""
-        objects = _objects(first)
-        missing = missing_fields(self.prompt.fields, objects) if objects else []
-        if missing:
-            raise explain_missing(missing, objects, default_prompt=self.job.prompt is None)
+    @property
+    def name(self) -> str | None:
+        """The stage's name."""
+        return None if self.stage is None else str(self.stage["name"])
+
+    @property
+    def model(self) -> str:
+        """Who is asked."""
+        return self.chosen.model if self.chosen is not None else f"python/{self._function}"
+
+    @property
+    def _function(self) -> str:
+        return str((self.stage or {}).get("run", "")).removeprefix("python/")
+
+    @property
+    def spec(self) -> ProviderSpec:
+        """What its provider needs to connect."""
+        return self.chosen.spec if self.chosen is not None else ProviderSpec(self._function)
+
+    @property
+    def connection(self) -> Any:
+        """Equal for those that can share a connection."""
+        return (self.model, self.spec) if self.chosen is not None else self.stage
+
+    @property
+    def account(self) -> Any:
+        """Equal for those on the same account and model, hashable."""
+        if self.chosen is None:
+            return "step", self.name
+        return self.chosen.model, self.chosen.spec.base_url, self.chosen.spec.key
+
+    @property
+    def warning(self) -> str | None:
+        """What is to be said when the run starts."""
+        return self.chosen.warning if self.chosen is not None else None
+
+    def connect(self) -> AbstractAsyncContextManager[Provider]:
+        """Open what it is asked through."""
+        if self.chosen is not None:
+            return self.chosen.connect(self.chosen.spec)
+        from batchllm.providers.step import StepSpec, connect_step
+
+        table, job = self.stage or {}, self.job
+        threads = 20 if job.concurrency == "auto" else job.concurrency
+        return connect_step(
+            StepSpec(
+                self._function,
+                folder=Path(table["folder"]),
+                process=table.get("process", False),
+                timeout=job.timeout,
+                on_timeout=table.get("on_timeout", "kill"),
+                open=table.get("open"),
+                threads=table.get("threads", threads),
+            )
+        )
+
+    def ready(self, stack: Provider, *, raw: bool) -> Stage:
+        """The stage for the pipeline; `raw` records hold their request bodies."""
+        render: Render = _step_body if self.chosen is None else self.render(raw=raw)
+        when = self.when.holds if self.when is not None else None
+        return Stage(stack, render, self.model, self.job.schema, raw, self.name, when, self.is_step)
 
     def render(self, *, raw: bool) -> Render:
         """What makes a request body of a record's data; `raw` records hold theirs."""
-        if raw:
+        if raw or self.prompt is None:
             return _batch_body
         prompt, params = self.prompt, dict(self.job.param)
 
-        def render(data: dict[str, Any]) -> dict[str, Any]:
+        def render(data: dict[str, Any], answers: dict[str, Any] | None) -> dict[str, Any]:
             return {"messages": prompt.messages(data), **params}
 
         return render
 
-    def stack(self, provider: Provider, gate: Gate, stop: Stop, observers: Sequence[Observer]) -> Provider:
-        """The stage's stack, outermost first: Structured(Retrying(Gated(Traced(provider))))."""
+    def stack(
+        self,
+        provider: Provider,
+        gate: Gate,
+        stop: Stop,
+        observers: Sequence[Observer],
+        *,
+        run: Job,
+        within: anyio.CapacityLimiter | None = None,
+    ) -> Provider:
+        """The stage's stack, outermost first: Structured(Retrying(Gated(Traced(provider)))).
+
+        `within` is the window of the whole `run`, where several gates share it.
+        """
         job = self.job
-        gated = Gated(Traced(provider, observers), gate)
+        inner: Provider = Traced(provider, observers, self.name)
+        if within is not None:
+            inner = Within(inner, within)
+        gated: Provider = Gated(inner, gate)
+        if job.concurrency != "auto" and (run.concurrency == "auto" or job.concurrency < run.concurrency):
+            gated = Within(gated, anyio.CapacityLimiter(job.concurrency))
         retrying = Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=stop, witness=gate)
+        if self.is_step:
+            return retrying
         return Structured(retrying, schema=self.schema, repair=job.repair, stop=stop)
 
 
-def asking(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Asking:
-    """Check provider, schema and templates of a job; ConfigError says what is wrong with them."""
+def asking(
+    loaded: Loaded,
+    environ: Mapping[str, str],
+    *,
+    terminal: bool,
+    stage: dict[str, Any] | None = None,
+    stages: Sequence[str] = (),
+) -> Asking:
+    """Check provider, schema and templates of a job; ConfigError says what is wrong with them.
+
+    `stage` is the table that the job is for, `stages` the names of all.
+    """
     job = loaded.job
+    when = None
+    if stage is not None and "when" in stage:
+        from batchllm.prompt import Condition
+
+        when = Condition(stage["when"], f"when of stage {stage['name']}")
+    if stage is not None and "run" in stage:
+        return Asking(job, None, None, None, stage, when)
     chosen = provider_of(loaded, environ, terminal=terminal)
     schema = Schema.load(job.schema, loaded.origin("schema")) if job.schema is not None else None
     prompt = Prompt(
@@ -72,7 +177,19 @@ def asking(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Ask
         prompt_name=loaded.origin("prompt"),
         system_name=loaded.origin("system"),
     )
-    return Asking(job, chosen, prompt, schema)
+    return Asking(job, chosen, prompt, schema, stage, when)
+
+
+def missing(asked: Asking, records: Sequence[Record]) -> list[str]:
+    """The fields that its prompt needs and none of the records has."""
+    objects = _objects(records)
+    return missing_fields(asked.prompt.fields, objects) if asked.prompt is not None else []
+
+
+def check_fields(asked: Asking, first: Sequence[Record]) -> None:
+    """A template field that none of the first records has is a mistake in the template: ConfigError."""
+    if lacking := missing(asked, first):
+        raise explain_missing(lacking, _objects(first), default_prompt=asked.job.prompt is None)
 
 
 def same_failure_hint(dead: Dead) -> str | None:
@@ -84,7 +201,11 @@ def same_failure_hint(dead: Dead) -> str | None:
     return "mend the parameter or the schema that it names, then run again with --on-change redo"
 
 
-def _batch_body(data: dict[str, Any]) -> dict[str, Any]:
+def _step_body(data: dict[str, Any], answers: dict[str, Any] | None) -> dict[str, Any]:
+    return {"record": data, "answers": answers or {}}
+
+
+def _batch_body(data: dict[str, Any], answers: dict[str, Any] | None) -> dict[str, Any]:
     body, url = data.get("body"), data.get("url")
     if not isinstance(body, dict):
         raise BadInput("the batch line's body is no JSON object", cause="not_an_object")

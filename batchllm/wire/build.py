@@ -16,23 +16,25 @@ from batchllm.engine import Engine, workers_for
 from batchllm.errors import ConfigError
 from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate
-from batchllm.ledger import Ledger, Reorder, Settled, State, restore
+from batchllm.ledger import Ledger, Noted, Reorder, Settled, State, read_notes, restore
 from batchllm.lines import Shape
 from batchllm.model import frozen
 from batchllm.pipeline import Pipeline
-from batchllm.ports import Observer, Provider
+from batchllm.ports import Observer, Provider, Source
 from batchllm.run import Parts
 from batchllm.sinks import JsonlFile, Stdout
-from batchllm.sources import JsonlSource, check_inputs
+from batchllm.sources import JsonlSource, Variants, check_inputs
 from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.watch import FailureWatch
-from batchllm.wire.asking import Asking, asking, same_failure_hint
+from batchllm.wire.asking import same_failure_hint
+from batchllm.wire.gates import Gates
 from batchllm.wire.later import again, meaning_digest, replan
-from batchllm.wire.limiting import allowed_calls, gate_of
+from batchllm.wire.limiting import allowed_calls
 from batchllm.wire.live import Finished, Live
 from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, without_secrets, write_header
 from batchllm.wire.places import Places, places
+from batchllm.wire.plan import Plan, plan_of
 from batchllm.wire.resume import move_old_letters, open_run
 
 if TYPE_CHECKING:
@@ -75,38 +77,40 @@ async def build(
         check_inputs(where.inputs)
     if where.on_stdout and loaded.job.rounds:
         raise ConfigError("--rounds needs an output that can be gone on with", "give -o FILE")
-    asked = asking(loaded, environ, terminal=terminal)
+    plan = plan_of(loaded, environ, terminal=terminal)
     allowed_calls(loaded.job)
     if where.on_stdout:
-        live = await _assemble(asked, where, None, stop, observers, stack, say)
+        live = await _assemble(loaded.job, plan, where, None, stop, observers, stack, say)
     else:
         opened = open_run(loaded.job, where, say) if retry is None else _open_again(loaded.job, where, say)
         with ExitStack() as undo:
             undo.callback(discard, opened)
-            provider = await _begin_pass(asked, where, opened, retry, stack)
+            providers = await _begin_pass(loaded.job, plan, where, opened, retry, stack)
             if _nothing_to_do(opened, where, retry):
                 return Finished(where, restore(opened.state), opened.state.unfinished_line)
-            if provider is None and opened.state.later is not None and opened.state.later.job:
+            if providers is None and opened.state.later is not None and opened.state.later.job:
                 changes = opened.state.later.job | (retry.changes if retry is not None else {})
                 loaded = replace(loaded, job=replace(loaded.job, **changes))
-                asked = asking(loaded, environ, terminal=terminal)
-            live = await _assemble(asked, where, opened, stop, observers, stack, say, provider)
+                plan = plan_of(loaded, environ, terminal=terminal)
+            live = await _assemble(loaded.job, plan, where, opened, stop, observers, stack, say, providers)
             undo.pop_all()
-    if asked.chosen.warning:
-        live.warnings.append(asked.chosen.warning)
+    live.warnings += plan.warnings
     return live
 
 
 async def _begin_pass(
-    asked: Asking, where: Places, opened: Opened, retry: Again | None, stack: AsyncExitStack
-) -> Provider | None:
-    """Begin the later pass that is asked for, if one is; the provider, connected for it.
+    job: Job, plan: Plan, where: Places, opened: Opened, retry: Again | None, stack: AsyncExitStack
+) -> list[Provider] | None:
+    """Begin the later pass that is asked for, if one is; the providers, connected for it.
 
     Whatever can be refused is refused before: a pass that has begun has taken lines out of the files.
     """
     if opened.state.later is not None or (retry is None and opened.replan is None):
         return None
-    job = asked.job
+    if retry is None and plan.names:
+        raise ConfigError(
+            "what changed can't be asked again in a run with variants", "start over with --fresh"
+        )
     if retry is None and job.limit is not None:
         raise ConfigError("--limit can't choose among records that are settled in part", "leave out --limit")
     letters = opened.journal.sinks["dead"].length
@@ -117,19 +121,19 @@ async def _begin_pass(
             max_line=2 * job.max_line + (1 << 20),
         )
         try:
-            first = await source.peek(asked.enough)
+            first = await source.peek(plan.enough)
         finally:
             source.close()
         if opened.header.get("shape") != "openai-batch":
-            asked.check_fields(first)
-    provider = await stack.enter_async_context(asked.chosen.connect(asked.chosen.spec))
+            plan.check_fields(first)
+    providers = await plan.connect(stack)
     if retry is None:
         await replan(opened, job, where)
     else:
         kept = retry.changes | {"base_url": without_secrets(job.base_url)}
         changes = kept if "base_url" in retry.changes else retry.changes
         again(opened, retry.chooses, changes | {"pilot": None})
-    return provider
+    return providers
 
 
 def _open_again(job: Job, where: Places, say: Say) -> Opened:
@@ -162,54 +166,57 @@ def _nothing_to_do(opened: Opened, where: Places, retry: Again | None) -> bool:
 
 
 async def _assemble(
-    asked: Asking,
+    job: Job,
+    plan: Plan,
     where: Places,
     opened: Opened | None,
     stop: Stop,
     observers: Sequence[Observer],
     stack: AsyncExitStack,
     say: Say,
-    provider: Provider | None = None,
+    providers: list[Provider] | None = None,
 ) -> Live:
-    job = asked.job
     state = opened.state if opened is not None else State(settled=Settled())
     summary = restore(state)
-    source = _source(job, where, opened, state)
+    source = _source(job, plan, where, opened, state)
     stack.callback(source.close)
-    first = await source.peek(asked.enough)
+    first = await source.peek(plan.enough)
     shape = state.later.shape if state.later is not None else source.format
     raw = shape == "openai-batch"
     if not raw and (opened is None or opened.new):
-        asked.check_fields(first)
-    if provider is None:
-        provider = await stack.enter_async_context(asked.chosen.connect(asked.chosen.spec))
+        plan.check_fields(first)
+    if providers is None:
+        providers = await plan.connect(stack)
     if opened is not None and state.later is None:
         write_header(opened, job, where, shape)
-    gate = await gate_of(job, asked.chosen.spec, provider, stop, observers, stack)
+    gates = await plan.gates(job, providers, stop, observers, stack)
     run_id = opened.run_id if opened is not None else os.urandom(8).hex()
+    plans, gate = plan.processes(job, providers, gates, stop, observers, raw=raw)
+    noted = read_notes(opened.journal, state) if opened is not None and plan.stages else Noted()
     pipeline = Pipeline(
-        asked.stack(provider, gate, stop, observers),
-        asked.render(raw=raw),
-        model=asked.chosen.model,
-        schema=job.schema,
-        raw=raw,
+        plans,
         run_id=run_id,
         generation=state.generation,
         record_timeout=job.record_timeout,
+        answered=noted.answers,
     )
     watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
     engine = _engine(job, pipeline, gate, watch, stop)
     if opened is None:
         move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
-    ledger = _ledger(job, where, opened, summary, state, stop, source, observers)
-    pilot = _pilot(job, where, state, source, ledger)
+    fed: Source = source
+    if plan.names and state.later is None:
+        fed = Variants(source, plan.names, state.settled.__contains__)
+    ledger = _ledger(job, where, opened, summary, state, stop, source, fed, observers, noted)
+    pilot = _pilot(job, plan, where, state, source, fed, ledger)
     if opened is not None and opened.new and state.later is None:
         ledger.begin()
     return Live(
         job=job,
         places=where,
-        model=asked.chosen.model,
-        parts=Parts(pilot or source, engine, ledger, stop),
+        model=plan.model,
+        variants=plan.variants if state.later is None else 1,
+        parts=Parts(pilot or fed, engine, ledger, stop),
         source=source,
         ledger=ledger,
         gate=gate,
@@ -221,26 +228,29 @@ async def _assemble(
     )
 
 
-def _engine(job: Job, pipeline: Pipeline, gate: Gate, watch: FailureWatch, stop: Stop) -> Engine:
+def _engine(job: Job, pipeline: Pipeline, gate: Gate | Gates, watch: FailureWatch, stop: Stop) -> Engine:
     engine = Engine(pipeline, workers_for(gate.target), stop, watch, job.grace, gate.room, gate.tend)
-    gate.resized = lambda target: engine.resize(workers_for(target))
-    gate.freed = engine.rouse
+    gate.watch(engine.rouse, lambda target: engine.resize(workers_for(target)))
     return engine
 
 
-def _pilot(job: Job, where: Places, state: State, source: JsonlSource, ledger: Ledger) -> Pilot | None:
+def _pilot(
+    job: Job, plan: Plan, where: Places, state: State, source: JsonlSource, fed: Source, ledger: Ledger
+) -> Pilot | None:
     """The pilot, unless the run is past it; a pass over dead letters has none."""
     of_letters = state.later is not None and "pilot" in state.later.job
-    if job.pilot is None or of_letters or state.settled.count > job.pilot:
+    units = (job.pilot or 0) * plan.variants
+    if not units or of_letters or state.settled.count > units:
         return None
     from batchllm.pilot import Pilot, hint  # many runs have none
 
     advice = hint(where.dead_letter, kept=not where.on_stdout, redo=state.later is None)
-    return Pilot(source, ledger, job.pilot, job.max_failures, advice)
+    return Pilot(source, ledger, units, job.max_failures, advice, fed=fed, each=plan.variants)
 
 
-def _source(job: Job, where: Places, opened: Opened | None, state: State) -> JsonlSource:
+def _source(job: Job, plan: Plan, where: Places, opened: Opened | None, state: State) -> JsonlSource:
     """The inputs from where they are settled on, or the letters of a later pass."""
+    each, settled = plan.variants, state.settled
     if opened is not None and state.later is not None:
         return JsonlSource(
             [str(opened.journal.folder.path / state.later.source)],
@@ -249,7 +259,7 @@ def _source(job: Job, where: Places, opened: Opened | None, state: State) -> Jso
             input_format="dead",
             start=state.position,
             settled=state.settled.__contains__,
-            later=True,
+            later=plan.names,
         )
     return JsonlSource(
         where.inputs,
@@ -258,7 +268,9 @@ def _source(job: Job, where: Places, opened: Opened | None, state: State) -> Jso
         input_format=job.input_format,
         start=state.position,
         limit=job.limit,
-        settled=state.settled.__contains__,
+        settled=settled.__contains__
+        if each == 1
+        else lambda seq: all(unit in settled for unit in range(seq * each, (seq + 1) * each)),
         known=state.inputs,
     )
 
@@ -271,7 +283,9 @@ def _ledger(
     state: State,
     stop: Stop,
     source: JsonlSource,
+    fed: Source,
     observers: Sequence[Observer],
+    noted: Noted,
 ) -> Ledger:
     meaning = opened.header["meaning"] if opened is not None else meaning_of(job, where)
     ledger = Ledger(
@@ -285,9 +299,10 @@ def _ledger(
         later=state.later,
         durability=job.durability,
         meaning=meaning_digest(meaning),
-        position=source.position,
+        position=fed.position,
         observers=observers,
         reorder=Reorder() if opened is None and job.ordered else None,
+        noted=noted.places,
     )
     if state.later is not None:
         ledger.inputs = lambda position: state.inputs

@@ -50,8 +50,7 @@ def again(opened: Opened, kinds: Callable[[dict[str, Any]], bool], job: dict[str
     summary = restore(state)
     for entry, line in _letters(journal):
         if entry.unit in chosen:
-            error = orjson.loads(line)["error"]
-            summary.reopen(error["kind"], error["cause"])
+            summary.reopen(orjson.loads(line))
 
     def keep(entry: Entry, line: bytes) -> tuple[Entry, bytes] | None:
         return None if entry.kind in (DEAD, FAILED) and entry.unit in chosen else (entry, line)
@@ -94,8 +93,7 @@ async def replan(opened: Opened, job: Job, places: Places) -> None:
                 if entry.kind == OUTPUT:
                     summary.reopen()
                 elif entry.kind == DEAD:
-                    error = orjson.loads(line)["error"]
-                    summary.reopen(error["kind"], error["cause"])
+                    summary.reopen(orjson.loads(line))
                 return None
             # Behind --resume-by id the line may tell another place than the one it was taken over at.
             moved = renumbered(line, unit, "result" if entry.kind == DEAD else job.emit)

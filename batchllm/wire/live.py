@@ -17,6 +17,7 @@ from batchllm.model import frozen
 from batchllm.run import Parts
 from batchllm.sources import JsonlSource
 from batchllm.summary import Summary
+from batchllm.wire.gates import Gates
 from batchllm.wire.opening import Opened
 from batchllm.wire.places import Places
 
@@ -29,8 +30,8 @@ class Live:
     """A wired run; also what the ui samples while it goes (see `ui.View`).
 
     `skipped` records were settled by earlier sessions; `before` is the number of those outside this pass.
-    `began` is in Unix seconds. `concurrency` and `limits` are what was set while it ran (see
-    `control.Controlled`, which this is too).
+    `variants` are the units that a record makes in this pass. `began` is in Unix seconds. `concurrency` and
+    `limits` are what was set while it ran (see `control.Controlled`, which this is too).
     """
 
     job: Job
@@ -39,13 +40,14 @@ class Live:
     parts: Parts
     source: JsonlSource
     ledger: Ledger
-    gate: Gate
+    gate: Gate | Gates
     skipped: int
     before: int
     run_id: str
     opened: Opened | None
     pilot: Pilot | None = None
     warnings: list[str] = field(default_factory=list)
+    variants: int = 1
     began: float = field(default_factory=time.time)
     concurrency: int | None = None
     limits: dict[str, float | None] = field(default_factory=dict)
@@ -59,11 +61,12 @@ class Live:
         """Records expected in all; exact once the input has been read to its end, else from bytes."""
         source, limit = self.source, self.job.limit
         if source.ended:
-            return self.before + source.records, True
+            return self.before + source.records * self.variants, True
         if source.total_bytes is None or not source.read_bytes or not source.records:
-            return (limit, False) if limit else (None, False)
-        expected = self.before + round(source.records * source.total_bytes / source.read_bytes)
-        return (min(expected, limit), False) if limit else (expected, False)
+            return (limit * self.variants, False) if limit else (None, False)
+        expected = round(source.records * source.total_bytes / source.read_bytes) * self.variants
+        expected += self.before
+        return (min(expected, limit * self.variants), False) if limit else (expected, False)
 
     def in_flight(self) -> int:
         """Calls in flight now."""
@@ -73,7 +76,7 @@ class Live:
         """Why it is slow now."""
         gate = self.gate
         reason = gate.waits()
-        if reason is None and (delayed := gate.delayed) >= max(2.0, gate.window.total_tokens / 10):
+        if reason is None and (delayed := gate.delayed) >= max(2.0, gate.width / 10):
             reason = f"{delayed:,} waiting to be tried again"
         return reason
 
@@ -112,7 +115,7 @@ class Live:
             "eta_s": None if unknown else round((left or 0) / (rate or 1.0), 1),
             "in_flight": self.in_flight(),
             "concurrency": int(self.gate.target),
-            "limits": {name: round(limit, 6) for name, limit in self.gate.limiter.limits().items()},
+            "limits": {name: round(limit, 6) for name, limit in self.gate.limits().items()},
             "paused": self.paused,
             "stopping": self.stopping,
             "waiting": self.waiting(),
@@ -124,7 +127,7 @@ class Live:
             self.gate.retune(concurrency)
             self.concurrency = concurrency
         if limits:
-            self.gate.limiter.retune(limits)
+            self.gate.limit(limits)
             self.limits.update(limits)
 
     def pause(self) -> None:
@@ -155,7 +158,7 @@ class Live:
     @property
     def read_and_settled(self) -> bool:
         """Whether everything that was to be read is settled."""
-        return self.source.ended and self.ledger.settled.watermark >= self.source.records
+        return self.source.ended and self.ledger.settled.watermark >= self.source.records * self.variants
 
     @property
     def complete(self) -> bool:

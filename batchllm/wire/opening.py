@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,7 +19,7 @@ import orjson
 
 from batchllm import __version__
 from batchllm.errors import ConfigError
-from batchllm.job import Job, settings
+from batchllm.job import Job, Setting, settings
 from batchllm.ledger import Journal, RunFolder, State, move_aside
 from batchllm.lines import Shape, failed_line_of, stamp
 from batchllm.sinks import JsonlFile
@@ -98,7 +98,7 @@ def header_of(run_id: str, job: Job, places: Places, shape: str | None) -> dict[
         "dead_letter": str(Path(places.dead_letter).absolute()),
         "shape": shape,
         "meaning": meaning_of(job, places),
-        "operation": operation | {"base_url": without_secrets(job.base_url)},
+        "operation": operation | {"base_url": without_secrets(job.base_url)} | _tables(job),
     }
 
 
@@ -132,7 +132,33 @@ def meaning_of(job: Job, places: Places) -> dict[str, Any]:
     table = settings()
     meaning = {f.name: getattr(job, f.name) for f in fields(Job) if table[f.name].kind == "meaning"}
     inputs = [path if path == "-" else absolute(path) for path in places.inputs]
-    return meaning | {"input": inputs, "keep": list(job.keep)}
+    tables = {
+        name: [{key: each[key] for key in each if key in _MEANT or _is_meaning(table, key)} for each in given]
+        for name in TABLES
+        if (given := getattr(job, name)) is not None
+    }
+    return meaning | tables | {"input": inputs, "keep": list(job.keep)}
+
+
+TABLES = ("variant", "stage")
+_MEANT = frozenset({"name", "run", "when"})
+"""What bears on answers among that which a table holds beside settings."""
+
+
+def _is_meaning(table: Mapping[str, Setting], name: str) -> bool:
+    return name in table and table[name].kind == "meaning"
+
+
+def _tables(job: Job) -> dict[str, Any]:
+    """The tables of variants and stages, whole but for what may be secret in them."""
+    found = {}
+    for name in TABLES:
+        given = getattr(job, name)
+        found[name] = given and [
+            each | ({"base_url": without_secrets(each["base_url"])} if "base_url" in each else {})
+            for each in given
+        ]
+    return found
 
 
 def stored_job(output: str) -> dict[str, Any]:

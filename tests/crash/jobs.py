@@ -18,6 +18,7 @@ from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, SIZE, agrees, u
 FAULTS = "fake/echo?faults=500:0.2,drop:0.1&latency_ms=1&jitter=0.9"
 SOUND = "fake/echo?latency_ms=1&jitter=0.9"
 THREE = ("a.jsonl", "b.jsonl.gz", "c.jsonl")
+_VARIANTS = ("--variant", "a={{ text }}", "--variant", "b={{ text }}")
 COMMON = ("--max-retries", "0", "-c", "8", "-q")
 
 Lines = list[tuple[Any, str | None]]
@@ -39,6 +40,8 @@ class Job:
     passes: bool = False
     merge_failed: bool = False
     moved: bool = False
+    variants: tuple[str | None, ...] = (None,)
+    staged: bool = False
 
 
 def records(start: int, count: int) -> Lines:
@@ -97,6 +100,15 @@ def _without_run_folder(folder: Path) -> Lines:
     lines = records(90, 6) + records(0, 60)
     (folder / "in.jsonl").write_bytes(jsonl(lines))
     return lines
+
+
+def _staged(folder: Path) -> Lines:
+    """The one file, and a job of two stages, of which the first is not for everyone."""
+    (folder / "job.toml").write_text(
+        '[[stage]]\nname = "first"\nprompt = "1 {{ text }}"\nwhen = "id % 5 != 1"\n'
+        '[[stage]]\nname = "second"\nprompt = "{{ text }}"\n'
+    )
+    return one(folder)
 
 
 def _run(*args: str) -> tuple[str, ...]:
@@ -177,6 +189,15 @@ JOBS = {
             moved=True,
         ),
         Job("unordered", one, _run("in.jsonl", "-m", FAULTS, "--unordered")),
+        Job(
+            "variants",
+            several,
+            _run(*THREE, "-m", FAULTS, *_VARIANTS, "--merge-failed", "--rounds", "1"),
+            passes=True,
+            merge_failed=True,
+            variants=("a", "b"),
+        ),
+        Job("stages", _staged, _run("in.jsonl", "-m", FAULTS, "-j", "job.toml"), staged=True),
     )
 }
 
@@ -200,31 +221,48 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def check(job: Job, folder: Path, lines: Lines) -> None:
     """Every record is there once and as it should be, and nothing else is."""
-    place = {json.dumps(id): number for number, (id, _) in enumerate(lines)}
-    assert len(place) == len(lines)
+    each = len(job.variants)
+    place = {
+        (json.dumps(id), name): number * each + i
+        for number, (id, _) in enumerate(lines)
+        for i, name in enumerate(job.variants)
+    }
+    assert len(place) == len(lines) * each
+
+    def unit(row: dict[str, Any]) -> int:
+        return place[json.dumps(row["id"]), row.get("variant")]
+
     output, failed = [], []
     for row in rows(folder / "out.jsonl"):
-        number = place[json.dumps(row["id"])]
-        assert row.get("seq", number) == number, row
+        number = unit(row)
+        assert row.get("seq", number // each) == number // each, row
         (failed if "error_kind" in row else output).append(number)
         if "error_kind" not in row:
-            assert row["output"] == f"echo: {lines[number][1]}", row
+            assert row["output"] == f"echo: {lines[number // each][1]}", row
+            assert not job.staged or row["stages"] == _answers(*lines[number // each]), row
     dead = []
     for row in rows(folder / "out.dead.jsonl"):
-        number = place[json.dumps(row["id"])]
-        assert row["seq"] == number, row
-        assert row["error"]["kind"] == ("bad_input" if lines[number][1] is None else "exhausted"), row
-        assert row["record"]["text"] == lines[number][1] if "record" in row else lines[number][1] is None, row
+        number = unit(row)
+        text = lines[number // each][1]
+        assert row["seq"] == number // each, row
+        assert row["error"]["kind"] == ("bad_input" if text is None else "exhausted"), row
+        assert row["record"]["text"] == text if "record" in row else text is None, row
         dead.append(number)
-    assert sorted(output + dead) == list(range(len(lines))), (sorted(output), sorted(dead))
+    assert sorted(output + dead) == list(range(len(place))), (sorted(output), sorted(dead))
     if job.merge_failed:
         assert sorted(failed) == sorted(dead), (failed, dead)
     if "--unordered" not in job.args:
-        merged = [place[json.dumps(row["id"])] for row in rows(folder / "out.jsonl")]
+        merged = [unit(row) for row in rows(folder / "out.jsonl")]
         assert merged == sorted(merged), merged
         assert dead == sorted(dead), dead
     check_run_folder(folder, len(output), len(dead))
     check_leavings(job, folder)
+
+
+def _answers(id: int, text: str | None) -> dict[str, str]:
+    """What the stages of `_staged` answer for a record."""
+    first = {"first": f"echo: 1 {text}"} if id % 5 != 1 else {}
+    return first | {"second": f"echo: {text}"}
 
 
 def check_run_folder(folder: Path, succeeded: int, failed: int) -> None:
@@ -258,6 +296,6 @@ def check_leavings(job: Job, folder: Path) -> None:
     run = {path.name for path in (folder / "out.jsonl.run").iterdir()}
     assert {name for name in run - known if not name.startswith("cut-")} == set(), run
     mine = {path.name for path in folder.iterdir()} - {"out.jsonl", "out.dead.jsonl", "out.jsonl.run"}
-    inputs = {name for name in mine if name in ("in.jsonl", *THREE)}
+    inputs = {name for name in mine if name in ("in.jsonl", "job.toml", *THREE)}
     old = {name for name in mine if name.rpartition(".")[2].startswith("old")}
     assert mine - inputs == (old if job.moved else set()), mine

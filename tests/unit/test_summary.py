@@ -97,7 +97,7 @@ def test_unknown_answers_stay_a_cause_of_their_own_among_ever_so_many() -> None:
     assert summary.unknown == 2
     assert summary.causes("refused")["unknown"].count == 1
     assert len(summary.failures) < 110
-    summary.reopen("refused", "unknown")
+    summary.reopen({"error": {"kind": "refused", "cause": "unknown"}})
     assert summary.unknown == 1
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 import anyio
@@ -140,6 +140,23 @@ class Gate:
         else:
             self._outage.end(back=False)
             self._rise(self.clock(), 0)
+
+    @property
+    def width(self) -> float:
+        """Calls that may be in flight now."""
+        return self.window.total_tokens
+
+    def limits(self) -> dict[str, float]:
+        """The limits a minute that hold now, by dimension."""
+        return self.limiter.limits()
+
+    def limit(self, limits: Mapping[str, float | None]) -> None:
+        """Other limits of the user's a minute, by dimension; None for none."""
+        self.limiter.retune(limits)
+
+    def watch(self, freed: Callable[[], None], resized: Callable[[float], None]) -> None:
+        """Call `freed` where there is room anew, `resized` with each new target."""
+        self.freed, self.resized = freed, resized
 
     def retune(self, concurrency: int) -> None:
         """Another window, a fixed one; ValueError above `ceiling`."""

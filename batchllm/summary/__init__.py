@@ -6,18 +6,17 @@ committed and keeps the Summary in its snapshot; the ui and the report read it; 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from batchllm.errors import UNKNOWN
 from batchllm.model import Dead, Done, Usage
+from batchllm.summary.histogram import Histogram
+from batchllm.summary.throughput import Throughput
 
-_PRECISION = 0.02
-_GAMMA = (1 + _PRECISION) / (1 - _PRECISION)
-_PER_LOG = 1 / math.log(_GAMMA)
-_SHORTEST = 1e-6
-_BUCKETS = 512
+__all__ = ["Failed", "Histogram", "Stage", "Summary", "Throughput"]
+
 _EXAMPLES = 3
 _EXAMPLE_LENGTH = 300
 _CAUSES = 100
@@ -25,151 +24,7 @@ _COUNTS = (
     *("succeeded", "failed", "calls", "retried"),
     *("input_tokens", "output_tokens", "cached_tokens", "unknown_calls"),
 )
-
-
-@dataclass(slots=True)
-class Histogram:
-    """Durations in seconds in log-spaced buckets; a quantile is within 2 % of a value that was added.
-
-    The bucket scheme is DDSketch's (Masson, Rim and Lee, VLDB 2019): bucket i holds (g^(i-1), g^i] with
-    g = 1.02 / 0.98. The sum is kept in whole microseconds, so that merging is exact in any order.
-    """
-
-    buckets: dict[int, int] = field(default_factory=dict)
-    count: int = 0
-    microseconds: int = 0
-    shortest: float = math.inf
-    longest: float = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Count one duration; what is under a microsecond counts as one."""
-        if seconds < _SHORTEST:
-            seconds = _SHORTEST
-        bucket = math.ceil(math.log(seconds) * _PER_LOG)
-        self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
-        self.count += 1
-        self.microseconds += round(seconds * 1e6)
-        if seconds < self.shortest:
-            self.shortest = seconds
-        if seconds > self.longest:
-            self.longest = seconds
-
-    @property
-    def mean(self) -> float | None:
-        """The mean in seconds, or None while nothing was added."""
-        return self.microseconds / self.count / 1e6 if self.count else None
-
-    @property
-    def maximum(self) -> float | None:
-        """The longest duration in seconds, or None while nothing was added."""
-        return self.longest if self.count else None
-
-    def quantile(self, q: float) -> float | None:
-        """The duration in seconds below which the share `q` (0 to 1) lies, or None while it is empty."""
-        if not self.count:
-            return None
-        rank = max(1, math.ceil(q * self.count))
-        seen = 0
-        for bucket in sorted(self.buckets):
-            seen += self.buckets[bucket]
-            if seen >= rank:
-                middle = 2 * _GAMMA**bucket / (_GAMMA + 1)
-                return min(max(middle, self.shortest), self.longest)
-        return self.longest
-
-    def merge(self, other: Histogram) -> None:
-        """Add all that `other` has counted."""
-        for bucket, count in other.buckets.items():
-            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
-        self.count += other.count
-        self.microseconds += other.microseconds
-        self.shortest = min(self.shortest, other.shortest)
-        self.longest = max(self.longest, other.longest)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A form that JSON can carry; `count` follows from the buckets."""
-        return {
-            "buckets": [[bucket, self.buckets[bucket]] for bucket in sorted(self.buckets)],
-            "microseconds": self.microseconds,
-            "shortest": self.shortest if self.count else None,
-            "longest": self.longest,
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Histogram:
-        """The histogram that `to_dict` described."""
-        buckets = {int(bucket): int(count) for bucket, count in data["buckets"]}
-        shortest = math.inf if data["shortest"] is None else float(data["shortest"])
-        count = sum(buckets.values())
-        return cls(buckets, count, int(data["microseconds"]), shortest, float(data["longest"]))
-
-
-@dataclass(slots=True)
-class Throughput:
-    """Records settled over time, in at most 512 buckets of `width` seconds.
-
-    The width starts at one second and doubles whenever there are more buckets than that; it depends only
-    on what was added, never on the order, so parts merged equal the whole.
-    """
-
-    width: int = 1
-    counts: dict[int, int] = field(default_factory=dict)
-
-    def add(self, at: float) -> None:
-        """Count one record settled at `at`, Unix seconds."""
-        bucket = int(at // self.width)
-        count = self.counts.get(bucket)
-        if count is not None:
-            self.counts[bucket] = count + 1
-            return
-        self.counts[bucket] = 1
-        if len(self.counts) > _BUCKETS:
-            self._widen(self.width * 2)
-
-    def buckets(self) -> list[tuple[float, int]]:
-        """Each bucket that holds anything: its start in Unix seconds and its count, in order of time."""
-        return [(float(bucket * self.width), self.counts[bucket]) for bucket in sorted(self.counts)]
-
-    def settled_since(self, start: float, now: float) -> float:
-        """How many records were settled from `start` to `now`; a bucket cut in two counts in proportion."""
-        total = 0.0
-        for begin, count in self.buckets():
-            end = min(begin + self.width, max(now, begin))
-            if begin >= start:
-                total += count
-            elif end > start:
-                total += count * (end - start) / (end - begin)
-        return total
-
-    def merge(self, other: Throughput) -> None:
-        """Add all that `other` has counted."""
-        self._widen(max(self.width, other.width))
-        ratio = self.width // other.width
-        for bucket, count in other.counts.items():
-            self.counts[bucket // ratio] = self.counts.get(bucket // ratio, 0) + count
-        while len(self.counts) > _BUCKETS:
-            self._widen(self.width * 2)
-
-    def _widen(self, width: int) -> None:
-        if width == self.width:
-            return
-        ratio = width // self.width
-        counts: dict[int, int] = {}
-        for bucket, count in self.counts.items():
-            counts[bucket // ratio] = counts.get(bucket // ratio, 0) + count
-        self.width, self.counts = width, counts
-
-    def to_dict(self) -> dict[str, Any]:
-        """A form that JSON can carry."""
-        return {
-            "width": self.width,
-            "counts": [[bucket, self.counts[bucket]] for bucket in sorted(self.counts)],
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Throughput:
-        """The throughput that `to_dict` described."""
-        return cls(int(data["width"]), {int(bucket): int(count) for bucket, count in data["counts"]})
+_OF_STAGE = ("came", "ok", "skipped", "failed")
 
 
 @dataclass(slots=True)
@@ -183,6 +38,16 @@ class Failed:
         """Keep this message, shortened, unless it is known or there are three."""
         if len(self.examples) < _EXAMPLES and message[:_EXAMPLE_LENGTH] not in self.examples:
             self.examples.append(message[:_EXAMPLE_LENGTH])
+
+
+@dataclass(slots=True)
+class Stage:
+    """How many records came into a stage, were answered, were left out by its `when`, and failed there."""
+
+    came: int = 0
+    ok: int = 0
+    skipped: int = 0
+    failed: int = 0
 
 
 @dataclass(slots=True)
@@ -208,6 +73,7 @@ class Summary:
     latency: Histogram = field(default_factory=Histogram)
     throughput: Throughput = field(default_factory=Throughput)
     failures: dict[tuple[str, str], Failed] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
 
     def add(self, outcome: Done | Dead) -> None:
         """Count one settled record."""
@@ -223,8 +89,11 @@ class Summary:
                 self.unknown_calls += 1
         calls = len(attempts)
         self.calls += calls
-        if calls > 1:
+        if calls > 1 and calls > len({attempt.stage for attempt in attempts}):
             self.retried += 1
+        if outcome.trail.answers is not None:
+            trail, at_stage = outcome.trail, None if isinstance(outcome, Done) else outcome.error.stage
+            self._count_stages(trail.answers or (), trail.skipped or (), at_stage, 1)
         at = outcome.at
         self.throughput.add(at)
         if self.last_at is None or at > self.last_at:
@@ -242,19 +111,37 @@ class Summary:
             failed.count += 1
             failed.example(error.message)
 
-    def reopen(self, kind: str | None = None, cause: str = "") -> None:
-        """Uncount a record that will be asked again: a dead letter of this kind and cause, else a success.
+    def _count_stages(
+        self, answered: Iterable[str], skipped: Iterable[str], failed: str | None, one: int
+    ) -> None:
+        for name in answered:
+            stage = self.stages.setdefault(name, Stage())
+            stage.came += one
+            stage.ok += one
+        for name in skipped:
+            self.stages.setdefault(name, Stage()).skipped += one
+        if failed is not None:
+            stage = self.stages.setdefault(failed, Stage())
+            stage.came += one
+            stage.failed += one
+
+    def reopen(self, letter: Mapping[str, Any] | None = None) -> None:
+        """Uncount a record that will be asked again: that of a dead letter, parsed, else a success.
 
         Its calls and tokens stay counted: they were spent.
         """
-        if kind is None:
+        if letter is None:
             self.succeeded -= 1
             return
+        error = letter["error"]
         self.failed -= 1
-        key = (kind, cause) if (kind, cause) in self.failures else (kind, "other")
+        key = (error["kind"], error["cause"])
+        key = key if key in self.failures else (error["kind"], "other")
         self.failures[key].count -= 1
         if not self.failures[key].count:
             del self.failures[key]
+        if "stages" in letter:
+            self._count_stages(letter["stages"], letter.get("skipped") or (), error.get("stage"), -1)
 
     @property
     def settled(self) -> int:
@@ -313,6 +200,10 @@ class Summary:
             failed.count += theirs.count
             for message in theirs.examples:
                 failed.example(message)
+        for name, stage in other.stages.items():
+            mine = self.stages.setdefault(name, Stage())
+            for count in _OF_STAGE:
+                setattr(mine, count, getattr(mine, count) + getattr(stage, count))
 
     def to_dict(self) -> dict[str, Any]:
         """A form that JSON can carry; `from_dict` makes an equal Summary of it."""
@@ -325,12 +216,16 @@ class Summary:
                 {"kind": kind, "cause": cause, "count": failed.count, "examples": list(failed.examples)}
                 for (kind, cause), failed in self.failures.items()
             ],
+            "stages": {
+                name: {count: getattr(stage, count) for count in _OF_STAGE}
+                for name, stage in self.stages.items()
+            },
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Summary:
         """The Summary that `to_dict` described; KeyError, TypeError or ValueError for anything else."""
-        rest = {key: value for key, value in data.items() if key not in ("latency", "throughput", "failures")}
+        rest = {name: data[name] for name in (*_COUNTS, "first_at", "last_at")}
         return cls(
             **rest,
             latency=Histogram.from_dict(data["latency"]),
@@ -339,6 +234,7 @@ class Summary:
                 (str(one["kind"]), str(one["cause"])): Failed(int(one["count"]), list(one["examples"]))
                 for one in data["failures"]
             },
+            stages={name: Stage(**counts) for name, counts in data.get("stages", {}).items()},
         )
 
     def _failed(self, kind: str, cause: str) -> Failed:

@@ -1,0 +1,94 @@
+"""The gates of a run that asks several models, as one: what is shown, steered and waited for together.
+
+Each account and model has its gate with its own limits; `window` bounds the calls in flight on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import anyio
+
+from batchllm.layers.gated import Gate
+
+
+class Gates:
+    """Several gates; `window` is the run's, None where each finds its own."""
+
+    def __init__(self, gates: Sequence[Gate], window: anyio.CapacityLimiter | None) -> None:
+        self._gates = tuple(gates)
+        self._window = window
+        self.ceiling = sum(gate.ceiling for gate in gates)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls in flight now."""
+        return sum(gate.in_flight for gate in self._gates)
+
+    @property
+    def delayed(self) -> int:
+        """Requests that wait to be tried again."""
+        return sum(gate.delayed for gate in self._gates)
+
+    @property
+    def width(self) -> float:
+        """Calls that may be in flight now."""
+        return self.target
+
+    @property
+    def target(self) -> float:
+        """Calls that are to be in flight."""
+        if self._window is not None:
+            return self._window.total_tokens
+        return sum(gate.target for gate in self._gates)
+
+    @property
+    def held(self) -> bool:
+        """Whether nobody is admitted until `go_on`."""
+        return self._gates[0].held
+
+    def hold(self) -> None:
+        """Admit nobody until `go_on`."""
+        for gate in self._gates:
+            gate.hold()
+
+    def go_on(self) -> None:
+        """Admit again."""
+        for gate in self._gates:
+            gate.go_on()
+
+    def limits(self) -> dict[str, float]:
+        """None that are of all of them."""
+        return {}
+
+    def limit(self, limits: Mapping[str, float | None]) -> None:
+        """ValueError: each model has limits of its own."""
+        raise ValueError("this run asks several models, each with limits of its own: they stay as they are")
+
+    def retune(self, concurrency: int) -> None:
+        """Another window for all together; ValueError where that can't be."""
+        if self._window is None:
+            raise ValueError("each model of this run finds its own window: -c auto")
+        if not 1 <= concurrency <= self.ceiling:
+            raise ValueError(f"this run can have 1 to {self.ceiling:g} calls in flight")
+        self._window.total_tokens = concurrency
+
+    def room(self) -> float:
+        """Calls that could go out now, as far as windows are concerned."""
+        room = max(gate.room() for gate in self._gates)
+        return room if self._window is None else min(room, self._window.available_tokens)
+
+    def waits(self) -> str | None:
+        """Why calls are held back now, in words, or None."""
+        return next((reason for gate in self._gates if (reason := gate.waits()) is not None), None)
+
+    async def tend(self) -> None:
+        """Heed what only time brings; runs beside the calls until it is cancelled."""
+        async with anyio.create_task_group() as tasks:
+            for gate in self._gates:
+                tasks.start_soon(gate.tend)
+
+    def watch(self, freed: Callable[[], None], resized: Callable[[float], None]) -> None:
+        """Call `freed` where there is room anew, `resized` with each new target."""
+        for gate in self._gates:
+            gate.watch(freed, lambda _: resized(self.target))

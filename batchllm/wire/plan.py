@@ -1,0 +1,176 @@
+"""What a run asks of each record: the stages of each variant, each a job of its own with its own stack.
+
+It makes jobs of the tables `[[variant]]` and `[[stage]]`, checks them all, connects each provider once, and
+puts one gate before everything on the same account and model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+import anyio
+
+from batchllm.errors import ConfigError
+from batchllm.job import Job, Loaded
+from batchllm.layers.gated import Gate
+from batchllm.model import Record, frozen
+from batchllm.pipeline import Stage
+from batchllm.ports import Observer, Provider
+from batchllm.stop import Stop
+from batchllm.wire.asking import Asking, asking, check_fields, missing
+from batchllm.wire.gates import Gates
+from batchllm.wire.limiting import gate_of, limits_of
+
+_OF_TABLE = frozenset({"name", "run", "folder", "when", "open", "process", "on_timeout", "threads"})
+"""What a table holds that is no setting."""
+
+
+@frozen
+class Plan:
+    """`askings` has the stages of each variant, in order; `names` are the variants', none without."""
+
+    names: tuple[str, ...]
+    askings: tuple[tuple[Asking, ...], ...]
+
+    def __iter__(self) -> Iterator[Asking]:
+        return (each for stages in self.askings for each in stages)
+
+    @property
+    def variants(self) -> int:
+        """Units that a record makes."""
+        return max(1, len(self.names))
+
+    @property
+    def model(self) -> str:
+        """Who is asked, in a word or a few."""
+        return ", ".join(dict.fromkeys(each.model for each in self))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages in order, none where there is one that nobody named."""
+        named = [each.stage["name"] for stages in self.askings for each in stages if each.stage is not None]
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be said when the run starts."""
+        return list(dict.fromkeys(each.warning for each in self if each.warning))
+
+    def enough(self, records: Sequence[Record]) -> bool:
+        """Whether these records have every field that any prompt needs."""
+        return not any(missing(each, records) for each in self)
+
+    def check_fields(self, first: Sequence[Record]) -> None:
+        """A template field that none of the first records has is a mistake in the template: ConfigError."""
+        for each in self:
+            check_fields(each, first)
+
+    async def connect(self, stack: AsyncExitStack) -> list[Provider]:
+        """A provider for each asking, in their order; those that need the same connection share it."""
+        made: list[tuple[Any, Provider]] = []
+        found = []
+        for each in self:
+            provider = next((provider for key, provider in made if key == each.connection), None)
+            if provider is None:
+                provider = await stack.enter_async_context(each.connect())
+                made.append((each.connection, provider))
+            found.append(provider)
+        return found
+
+    async def gates(
+        self,
+        job: Job,
+        providers: Sequence[Provider],
+        stop: Stop,
+        observers: Sequence[Observer],
+        stack: AsyncExitStack,
+    ) -> list[Gate]:
+        """The gate of each asking, in their order: one for all on the same account and model."""
+        groups: dict[Any, list[tuple[Asking, Provider]]] = {}
+        for each, provider in zip(self, providers, strict=True):
+            groups.setdefault(each.account, []).append((each, provider))
+        gates = {}
+        for account, members in groups.items():
+            first, provider = members[0]
+            shared = _strictest(job, [each.job for each, _ in members])
+            if first.is_step:
+                shared = replace(shared, concurrency=first.job.concurrency, quota_file=None)
+            gates[account] = await gate_of(shared, first.spec, provider, stop, observers, stack)
+        return [gates[each.account] for each in self]
+
+    def processes(
+        self,
+        job: Job,
+        providers: Sequence[Provider],
+        gates: Sequence[Gate],
+        stop: Stop,
+        observers: Sequence[Observer],
+        *,
+        raw: bool,
+    ) -> tuple[dict[str | None, list[Stage]], Gate | Gates]:
+        """The stages of each variant, ready to be asked, and what stands before all of them."""
+        distinct = list(dict.fromkeys(gates))
+        calling = {id(gate) for each, gate in zip(self, gates, strict=True) if not each.is_step}
+        window = None
+        if len(calling) > 1 and job.concurrency != "auto":
+            window = anyio.CapacityLimiter(job.concurrency)
+        made = iter(zip(providers, gates, strict=True))
+        plans: dict[str | None, list[Stage]] = {}
+        for name, stages in zip(self.names or (None,), self.askings, strict=True):
+            plans[name] = []
+            for each in stages:
+                provider, gate = next(made)
+                within = None if each.is_step else window
+                stack = each.stack(provider, gate, stop, observers, within=within, run=job)
+                plans[name].append(each.ready(stack, raw=raw))
+        front = distinct[0] if len(distinct) == 1 and window is None else Gates(distinct, window)
+        return plans, front
+
+
+def plan_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Plan:
+    """Check everything that a job asks; ConfigError says what is wrong with it."""
+    job = loaded.job
+    if (job.variant or job.stage) and (job.emit == "openai-batch" or job.input_format == "openai-batch"):
+        raise ConfigError(
+            "variants and stages can't go with the OpenAI batch format", "leave out --emit openai-batch"
+        )
+    askings = []
+    stages: Sequence[dict[str, Any] | None] = [*(job.stage or ())] or [None]
+    for variant in job.variant or [{}]:
+        of_variant = _with(loaded, variant)
+        names = [stage["name"] for stage in stages if stage is not None]
+        askings.append(
+            tuple(
+                asking(_with(of_variant, stage or {}), environ, terminal=terminal, stage=stage, stages=names)
+                for stage in stages
+            )
+        )
+    return Plan(tuple(each["name"] for each in job.variant or ()), tuple(askings))
+
+
+def _with(loaded: Loaded, table: Mapping[str, Any]) -> Loaded:
+    """The job with the settings of a table in place of its own."""
+    changes = {name: value for name, value in table.items() if name not in _OF_TABLE}
+    if "param" in changes:
+        changes["param"] = loaded.job.param | changes["param"]
+    return replace(loaded, job=replace(loaded.job, **changes)) if changes else loaded
+
+
+def _strictest(job: Job, jobs: Sequence[Job]) -> Job:
+    """The run's job under the lowest of the limits that its members have."""
+    lowest: dict[str, float | None] = {}
+    for each in jobs:
+        for name, limit in limits_of(each).items():
+            known = lowest.get(name)
+            lowest[name] = limit if known is None else min(known, limit if limit is not None else known)
+    return replace(
+        job,
+        rps=None,
+        rpm=lowest["requests"],
+        tpm=lowest["tokens"],
+        input_tpm=lowest["input-tokens"],
+        output_tpm=lowest["output-tokens"],
+    )

@@ -7,20 +7,22 @@ into a Dead; fatal errors and a stop pass through, since they are not about the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from batchllm.errors import BatchError, FatalError, RecordError, Stopped
 from batchllm.model import Dead, Done, Failure, Note, Outcome, Record, Request, Trail
 from batchllm.ports import Provider
 
-Render = Callable[[dict[str, Any]], dict[str, Any]]
+Body = dict[str, Any]
+Render = Callable[[dict[str, Any]], Body | Awaitable[Body]]
 
 
 class Pipeline:
     """A Process of one stage.
 
-    `render` makes a request body from a record's data, raising BadInput; `raw` says that the body is the
+    `render` makes a request body from a record's data, raising BadInput; it is awaited where it reads files
+    for that. `raw` says that the body is the
     provider's own. `record_timeout` is in seconds, pauses not counted.
     """
 
@@ -54,7 +56,12 @@ class Pipeline:
             trail.deadline = time.monotonic() + self._record_timeout
         outcome: Outcome | None = None
         try:
-            reply = await self._stack.complete(self._request(record), trail)
+            assert record.data is not None  # without data it is inside a Dead and never comes here
+            body = self._render(record.data)
+            if not isinstance(body, dict):
+                body = await body
+            request = Request(self._model, body, f"{self._name}{record.unit}", self._schema, self._raw)
+            reply = await self._stack.complete(request, trail)
             outcome = Done(record, reply, trail, time.time())
         except (FatalError, Stopped):
             raise
@@ -64,11 +71,6 @@ class Pipeline:
             if outcome is None and trail.attempts:
                 emit(trail.spent(record.seq))
         return outcome
-
-    def _request(self, record: Record) -> Request:
-        assert record.data is not None  # a Record without data is inside a Dead and never comes here
-        key = f"{self._name}{record.unit}"
-        return Request(self._model, self._render(record.data), key, self._schema, self._raw)
 
 
 def _failure(error: Exception) -> Failure:

@@ -14,9 +14,10 @@ from batchllm.layers.traced import Traced
 from batchllm.model import Dead, Record, frozen
 from batchllm.pipeline import Render
 from batchllm.ports import Observer, Provider
-from batchllm.prompt import DEFAULT_PROMPT, Prompt, explain_missing, missing_fields
+from batchllm.prompt import Messages
 from batchllm.schema import Schema
 from batchllm.stop import Stop
+from batchllm.wire.prompting import check_first, missing_images, prompt_of, rendering
 from batchllm.wire.registry import Chosen, provider_of
 
 _BATCH_URLS = ("/v1/chat/completions", "/chat/completions")
@@ -28,30 +29,21 @@ class Asking:
 
     job: Job
     chosen: Chosen
-    prompt: Prompt
+    prompt: Messages
     schema: Schema | None
 
     def enough(self, records: Sequence[Record]) -> bool:
         """Whether these records have every field that the prompt needs."""
-        return not missing_fields(self.prompt.fields, _objects(records))
+        objects = _objects(records)
+        return not (self.prompt.missing(objects) or missing_images(self.job, objects))
 
     def check_fields(self, first: Sequence[Record]) -> None:
-        """A template field that none of the first records has is a mistake in the template: ConfigError."""
-        objects = _objects(first)
-        missing = missing_fields(self.prompt.fields, objects) if objects else []
-        if missing:
-            raise explain_missing(missing, objects, default_prompt=self.job.prompt is None)
+        """A field that none of the first records has is a mistake in the settings: ConfigError."""
+        check_first(self.job, self.prompt, _objects(first))
 
     def render(self, *, raw: bool) -> Render:
         """What makes a request body of a record's data; `raw` records hold theirs."""
-        if raw:
-            return _batch_body
-        prompt, params = self.prompt, dict(self.job.param)
-
-        def render(data: dict[str, Any]) -> dict[str, Any]:
-            return {"messages": prompt.messages(data), **params}
-
-        return render
+        return _batch_body if raw else rendering(self.job, self.prompt, self.chosen.model)
 
     def stack(self, provider: Provider, gate: Gate, stop: Stop, observers: Sequence[Observer]) -> Provider:
         """The stage's stack, outermost first: Structured(Retrying(Gated(Traced(provider))))."""
@@ -66,13 +58,7 @@ def asking(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Ask
     job = loaded.job
     chosen = provider_of(loaded, environ, terminal=terminal)
     schema = Schema.load(job.schema, loaded.origin("schema")) if job.schema is not None else None
-    prompt = Prompt(
-        job.prompt or DEFAULT_PROMPT,
-        job.system,
-        prompt_name=loaded.origin("prompt"),
-        system_name=loaded.origin("system"),
-    )
-    return Asking(job, chosen, prompt, schema)
+    return Asking(job, chosen, prompt_of(loaded, schema, chosen.model), schema)
 
 
 def same_failure_hint(dead: Dead) -> str | None:

@@ -168,6 +168,14 @@ def _check_implicit(found: Mapping[str, _Given]) -> None:
             f"{model.origin}: a job file that is found, not named, may not name Python code to run",
             f"name it, if you trust it: -j {IMPLICIT}",
         )
+    root = found.get("image_root")
+    if root is not None and not (root.folder / str(root.value)).resolve().is_relative_to(
+        root.folder.resolve()
+    ):
+        raise ConfigError(
+            f"{root.origin}: a job file that is found, not named, may not lead out of its folder",
+            f"name it, if you trust it: -j {IMPLICIT}",
+        )
     if "base_url" in found and "api_key_env" in found:
         raise ConfigError(
             f"{found['base_url'].origin}: a job file that is found, not named, may not set base_url and "
@@ -222,7 +230,9 @@ def _read(setting: Setting, found: _Given) -> Any:
         value = setting.read(value)
         if setting.name in ("prompt", "system") and value.startswith("@"):
             value = _file(value[1:], found.folder)
-        if setting.name in ("input", "output", "dead_letter", "quota_file"):
+        if setting.name == "message":
+            value = [_with_content(message, found.folder) for message in value]
+        if setting.name in ("input", "output", "dead_letter", "quota_file", "image_root"):
             value = _anchored(value, found)
         elif not _is_utf8(value):
             raise ValueError("expected UTF-8 text")
@@ -286,6 +296,11 @@ def _file(name: str, folder: Path) -> str:
         raise _Unreadable(f"can't read {name}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise _Unreadable(f"{name} is no UTF-8 text") from None
+
+
+def _with_content(message: dict[str, str], folder: Path) -> dict[str, str]:
+    content = message["content"]
+    return message | {"content": _file(content[1:], folder)} if content.startswith("@") else message
 
 
 def _schema(value: Any, folder: Path) -> dict[str, Any]:

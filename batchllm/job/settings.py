@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from batchllm.job import values
+from batchllm.job.shapes import chat, examples
 from batchllm.job.table import Setting, files, how, row, tables
 from batchllm.model import frozen
 
@@ -126,6 +127,31 @@ class Job:
     )
     system: str | None = row(
         None, "meaning", values.text, "-s --system", "TEXT|@FILE", "The system prompt, Jinja2 too"
+    )
+    message: list[dict[str, str]] | None = tables(
+        "meaning", None, chat, "A chat in place of prompt and system: role and content, Jinja2"
+    )
+    example: list[dict[str, Any]] | None = tables(
+        "meaning", None, examples, "What was asked (record or user) and the answer that was wanted"
+    )
+    messages_field: str = row(
+        "messages", "meaning", values.text, "--messages-field", "NAME",
+        "Field with whole chat messages, where no prompt is given (default messages)",
+    )  # fmt: skip
+    image: list[str] | None = row(
+        None, "meaning", values.name_list, "--image", "FIELD",
+        "Field with an image's URL or path, or a list of them; repeatable",
+        many=True,
+    )  # fmt: skip
+    image_root: str | None = row(
+        None, "operation", values.text, "--image-root", "DIR",
+        "Folder that image paths start at and stay in (default: this one)",
+    )  # fmt: skip
+    params_field: str | None = row(
+        None, "meaning", values.text, "--params-field", "NAME", "Field with a record's own request parameters"
+    )
+    model_field: str | None = row(
+        None, "meaning", values.text, "--model-field", "NAME", "Field with the name of a record's own model"
     )
     schema: dict[str, Any] | None = row(
         None, "meaning", values.text, "--schema", "FILE", "JSON Schema that the answer must satisfy"

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 
 class Unshown(ValueError):
-    """The message must not repeat what was given: it may hold a secret, or is too much."""
+    """What was given may hold a secret, or says nothing more: the message must not repeat it."""
 
 
 Reader = Callable[[Any], Any]
@@ -180,6 +180,11 @@ def names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) and v.strip() for v in value):
         raise ValueError("expected a list of names")
     return tuple(part.strip() for item in value for part in item.split(","))
+
+
+def name_list(value: Any) -> list[str]:
+    """The same as a list, as JSON gives it back."""
+    return list(names(value))
 
 
 def paths(value: Any) -> tuple[str, ...]:

@@ -38,11 +38,13 @@ def response_format(schema: dict[str, Any], strict: bool) -> dict[str, Any]:
 def build(request: Request, model: str, answer_format: dict[str, Any] | None) -> dict[str, Any]:
     """The body to send: a raw one as it stands, else messages and parameters for this model.
 
-    `answer_format` becomes `response_format`, unless the user has set one.
+    A model that the body names itself wins. `answer_format` becomes `response_format`, unless the user has
+    set one.
     """
     if request.raw:
         return request.body
-    body = {**request.body, "model": model}
+    body = {"model": model, **request.body}
+    model = body["model"]
     if answer_format is not None and "response_format" not in body:
         body["response_format"] = answer_format
     if "max_tokens" in body and "max_completion_tokens" not in body and wants_max_completion_tokens(model):

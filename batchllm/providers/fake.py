@@ -155,7 +155,7 @@ class Fake:
         if line.error is not None:
             status, headers, content = _scripted(line.error)
         else:
-            status, headers, content = self._sent(fault, line, asked, identity)
+            status, headers, content = self._sent(fault, line, asked, identity, request)
         reply = chat.read_answer(
             status, headers, content, model=self._name, now=time.time(), proven=self.proven
         )
@@ -173,7 +173,9 @@ class Fake:
         else:
             await anyio.lowlevel.checkpoint()
 
-    def _sent(self, fault: str | None, line: Line, asked: Sequence[str], identity: str) -> Wire:
+    def _sent(
+        self, fault: str | None, line: Line, asked: Sequence[str], identity: str, request: Request
+    ) -> Wire:
         """A line as a server would send it, with the fault that was drawn."""
         if fault in _WORDS:
             status, code, words = _WORDS[fault]
@@ -197,7 +199,7 @@ class Fake:
             {
                 "id": identity,
                 "object": "chat.completion",
-                "model": self._name,
+                "model": request.body.get("model") or self._name,
                 "choices": [{"index": 0, "message": message, "finish_reason": finish}],
                 "usage": told,
             }

@@ -134,8 +134,9 @@ class OpenAI:
         """What a refusal means for this route: it is the record's, the route's, or to be asked again."""
         from batchllm.providers.rules import DOUBT_HINT, MODEL_HINT
 
-        if isinstance(error, RouteGone) and request.raw and self.proven and error.hint == MODEL_HINT:
-            # each raw body names its own model: a wrong one is that record's, not the route's
+        own = request.raw or "model" in request.body
+        if isinstance(error, RouteGone) and own and self.proven and error.hint == MODEL_HINT:
+            # a wrong model that the body names itself is that record's, not the route's
             return Refused(error.message, cause="model_not_found", status=status, hint=error.hint)
         if error.hint != DOUBT_HINT:
             return error

@@ -19,9 +19,10 @@ from batchllm.layers.within import Within
 from batchllm.model import Dead, Record, frozen
 from batchllm.pipeline import Render, Stage
 from batchllm.ports import Observer, Provider, ProviderSpec
-from batchllm.prompt import DEFAULT_PROMPT, Prompt, explain_missing, missing_fields
+from batchllm.prompt import Messages, explain_missing, missing_fields
 from batchllm.schema import Schema
 from batchllm.stop import Stop
+from batchllm.wire.prompting import check_first, missing_images, prompt_of, rendering
 from batchllm.wire.registry import Chosen, provider_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Asking:
 
     job: Job
     chosen: Chosen | None
-    prompt: Prompt | None
+    prompt: Messages | None
     schema: Schema | None
     stage: dict[str, Any] | None = None
     when: Condition | None = None
@@ -115,12 +116,7 @@ class Asking:
         """What makes a request body of a record's data; `raw` records hold theirs."""
         if raw or self.prompt is None:
             return _batch_body
-        prompt, params = self.prompt, dict(self.job.param)
-
-        def render(data: dict[str, Any], answers: dict[str, Any] | None) -> dict[str, Any]:
-            return {"messages": prompt.messages(data), **params}
-
-        return render
+        return rendering(self.job, self.prompt, self.model)
 
     def stack(
         self,
@@ -171,25 +167,25 @@ def asking(
         return Asking(job, None, None, None, stage, when)
     chosen = provider_of(loaded, environ, terminal=terminal)
     schema = Schema.load(job.schema, loaded.origin("schema")) if job.schema is not None else None
-    prompt = Prompt(
-        job.prompt or DEFAULT_PROMPT,
-        job.system,
-        prompt_name=loaded.origin("prompt"),
-        system_name=loaded.origin("system"),
-    )
-    return Asking(job, chosen, prompt, schema, stage, when)
+    return Asking(job, chosen, prompt_of(loaded, schema, chosen.model), schema, stage, when)
 
 
 def missing(asked: Asking, records: Sequence[Record]) -> list[str]:
-    """The fields that its prompt needs and none of the records has."""
+    """The fields that it needs and none of the records has."""
     objects = _objects(records)
-    return missing_fields(asked.prompt.fields, objects) if asked.prompt is not None else []
+    found = missing_fields(asked.when.fields, objects) if asked.when is not None else []
+    if asked.prompt is not None:
+        found += [*asked.prompt.missing(objects), *missing_images(asked.job, objects)]
+    return found
 
 
 def check_fields(asked: Asking, first: Sequence[Record]) -> None:
-    """A template field that none of the first records has is a mistake in the template: ConfigError."""
-    if lacking := missing(asked, first):
-        raise explain_missing(lacking, _objects(first), default_prompt=asked.job.prompt is None)
+    """A field that none of the first records has is a mistake in the settings: ConfigError."""
+    objects = _objects(first)
+    if asked.when is not None and (lacking := missing_fields(asked.when.fields, objects)):
+        raise explain_missing(lacking, objects)
+    if asked.prompt is not None:
+        check_first(asked.job, asked.prompt, objects)
 
 
 def same_failure_hint(dead: Dead) -> str | None:

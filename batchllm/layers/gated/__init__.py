@@ -8,6 +8,7 @@ RateLimiter; both are shared by all stacks of a run on one account.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import anyio
 
@@ -97,4 +98,15 @@ def _size(request: Request) -> int:
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, str):
             size += len(content)
+        elif isinstance(content, list):
+            size += sum(map(_size_of_part, content))
     return size
+
+
+_IMAGE = 4000
+"""Bytes of text that an image costs about as many tokens as."""
+
+
+def _size_of_part(part: Any) -> int:
+    text = part.get("text") if isinstance(part, dict) else None
+    return len(text) if isinstance(text, str) else _IMAGE

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import signal
 from collections import deque
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
@@ -73,6 +73,7 @@ class Engine:
         self._room = anyio.Event()
         self._closed = False
         self._scope = anyio.CancelScope()
+        self._lingering = set[anyio.CancelScope]()
         self.dropped = 0
         self.cancelled = 0
 
@@ -103,6 +104,27 @@ class Engine:
     def abort(self) -> None:
         """Give up what is in flight now: a second signal, or nowhere to write to."""
         self._scope.cancel()
+
+    @contextmanager
+    def lingering(self) -> Iterator[anyio.CancelScope]:
+        """Around the wait of a record in work that takes up no worker's place.
+
+        The scope is cancelled once the input is over and everything else is settled.
+        """
+        with anyio.CancelScope() as scope:
+            self._lingering.add(scope)
+            self._end_lingering()
+            self.rouse()
+            try:
+                yield scope
+            finally:
+                self._lingering.remove(scope)
+
+    def _end_lingering(self) -> None:
+        """Give up those that linger if nothing else is left."""
+        if self._fed and not self._pending and self._running == len(self._lingering):
+            for scope in self._lingering:
+                scope.cancel()
 
     async def _heed_stop(self) -> None:
         await self._stop.wait()
@@ -154,12 +176,15 @@ class Engine:
 
     def _crowded(self) -> bool:
         """Whether so much is in work that no further worker should take up a record and fill memory."""
-        return self._running_bytes > _RUNNING_BYTES and 2 * self._running >= self._most
+        return (
+            self._running_bytes > _RUNNING_BYTES and 2 * (self._running - len(self._lingering)) >= self._most
+        )
 
     def _end_of_feed(self) -> None:
         self._fed = True
         self._hungry.set()
         self._wake_all()
+        self._end_lingering()
 
     def _wake_all(self) -> None:
         for event in self._idle:
@@ -176,7 +201,7 @@ class Engine:
         while wanted > 0 and self._idle:
             self._idle.pop().set()
             wanted -= 1
-        while wanted > 0 and self._workers < self._most and self._tasks is not None:
+        while wanted > 0 and self._workers - len(self._lingering) < self._most and self._tasks is not None:
             self._workers += 1
             self._tasks.start_soon(self._work)
             wanted -= 1
@@ -201,6 +226,8 @@ class Engine:
                 self._stop.set(error)
             self._running -= 1  # not where it was cancelled: those are counted as given up
             self._running_bytes -= len(record.line)
+            if self._lingering:
+                self._end_lingering()
             if outcome is None:
                 self.dropped += 1
                 continue

@@ -21,6 +21,7 @@
     │   ├── AuthFailed, QuotaGone, RouteGone
     │   ├── TooManyFailures, SameFailure, PilotFailed, Stalled, DeadlinePassed, Drained
     │   └── LedgerFailed, InputFailed, OutputClosed
+    ├── StillRunning                   the call outlasted its time: wait for it without a slot
     └── Stopped                        the run is stopping: drop this record without an outcome
 
 Messages are for people: lower case, what happened; `hint` says what to do. No message ever holds a key.
@@ -28,6 +29,7 @@ Messages are for people: lower case, what happened; `hint` says what to do. No m
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 UNKNOWN = "unknown"
@@ -231,6 +233,19 @@ class InputFailed(FatalError):
 
 class OutputClosed(FatalError):
     """Whoever read our stdout has gone: exit 141, silent."""
+
+
+class StillRunning(BatchError):
+    """A call outlasted its time and goes on: `outcome` waits for its reply or raises its error.
+
+    It is given up where that wait is cancelled.
+    """
+
+    cause = "still_running"
+
+    def __init__(self, message: str, outcome: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__(message)
+        self.outcome = outcome
 
 
 class Stopped(BatchError):

@@ -7,25 +7,19 @@ thread that is given up where it blocks. `wire` connects it.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import anyio
 from anyio import to_thread
 
-from batchllm.errors import BatchError, ConfigError, Internal, TimedOut
+from batchllm.errors import BatchError, Internal, TimedOut
 from batchllm.lines import dumps
 from batchllm.model import Reply, Request, Trail, Usage
 from batchllm.ports import ProviderSpec
-
-_WAYS = "write python/package.module:function or python/./path/file.py:function"
+from batchllm.providers.importing import found
 
 
 @asynccontextmanager
@@ -35,16 +29,8 @@ async def connect(spec: ProviderSpec) -> AsyncIterator[Function]:
     Its module is imported in a thread, so that a stop need not wait for a long import. Modules of the
     working folder are found.
     """
-    place, colon, name = spec.model.rpartition(":")
-    if not colon or not place or not name:
-        raise ConfigError(f"python/{spec.model} names no function", _WAYS)
-    module = await to_thread.run_sync(_imported, place, abandon_on_cancel=True)
-    found: Any = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
-        raise ConfigError(f"{place} has no function {name!r}", _WAYS)
-    yield Function(found, spec)
+    function = await to_thread.run_sync(found, spec.model, abandon_on_cancel=True)
+    yield Function(function, spec)
 
 
 class Function:
@@ -96,32 +82,3 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _imported(place: str) -> ModuleType:
-    """The module of a dotted name or a file; raises ConfigError."""
-    try:
-        if place.endswith(".py"):
-            return _from_file(Path(place))
-        here = str(Path.cwd())
-        if here not in sys.path and "" not in sys.path:
-            sys.path.insert(0, here)
-        return importlib.import_module(place)
-    except ConfigError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"importing {place} failed: {type(error).__name__}: {error}", _WAYS) from error
-
-
-def _from_file(path: Path) -> ModuleType:
-    name = f"batchllm_function_{path.stem}"  # never that of another module
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"there is no file {path}", _WAYS)
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module

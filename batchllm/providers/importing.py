@@ -1,0 +1,75 @@
+"""Python code of the user's by its place: `package.module:function` or `path/file.py:function`.
+
+It imports and looks up, and runs nothing that it finds. A file is one module however often it is named, so
+that its functions share their state. `function`, `step` and its workers import through it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from batchllm.errors import ConfigError
+
+WAYS = "write python/package.module:function or python/./path/file.py:function"
+
+
+def found(what: str, folder: Path | None = None) -> Callable[..., Any]:
+    """The function that `what` names; raises ConfigError where it can't be had.
+
+    Files are found from `folder` on, modules in it and in the working folder. An import may take long: call
+    it in a thread.
+    """
+    place, colon, name = what.rpartition(":")
+    if not colon or not place or not name:
+        raise ConfigError(f"python/{what} names no function", WAYS)
+    thing: Any = imported(place, folder)
+    for part in name.split("."):
+        thing = getattr(thing, part, None)
+    if not callable(thing):
+        raise ConfigError(f"{place} has no function {name!r}", WAYS)
+    function: Callable[..., Any] = thing
+    return function
+
+
+def imported(place: str, folder: Path | None = None) -> ModuleType:
+    """The module of a dotted name or a file; raises ConfigError."""
+    try:
+        if place.endswith(".py"):
+            return _from_file(Path(place) if folder is None else folder / place)
+        for path in (Path.cwd(), *([folder.resolve()] if folder is not None else [])):
+            if str(path) not in sys.path:
+                sys.path.insert(0, str(path))
+        return importlib.import_module(place)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"importing {place} failed: {type(error).__name__}: {error}", WAYS) from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    whole = str(path.resolve())
+    # never the name of another module, nor that of another file with this one's name
+    name = f"batchllm_function_{path.stem}_{blake2b(whole.encode(), digest_size=4).hexdigest()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"there is no file {path}", WAYS)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit):
+        del sys.modules[name]  # half a module is none
+        raise
+    return module

@@ -12,6 +12,7 @@ import anyio
 from batchllm.errors import BadInput
 from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate, Gated
+from batchllm.layers.lingering import Lingering
 from batchllm.layers.retrying import Retrying
 from batchllm.layers.structured import Structured
 from batchllm.layers.traced import Traced
@@ -140,9 +141,16 @@ class Asking:
         if job.concurrency != "auto" and (run.concurrency == "auto" or job.concurrency < run.concurrency):
             gated = Within(gated, anyio.CapacityLimiter(job.concurrency))
         retrying = Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=stop, witness=gate)
-        if self.is_step:
-            return retrying
         return Structured(retrying, schema=self.schema, repair=job.repair, stop=stop)
+
+    def step_stack(
+        self, provider: Provider, gate: Gate, stop: Stop, observers: Sequence[Observer]
+    ) -> tuple[Provider, Lingering]:
+        """The stack of a function, Retrying(Lingering(Gated(Traced(step)))), and who waits in it."""
+        job = self.job
+        lingering = Lingering(Gated(Traced(provider, observers, self.name), gate), stop)
+        stack = Retrying(lingering, most=job.max_retries, backoff=job.backoff, stop=stop, witness=gate)
+        return stack, lingering
 
 
 def asking(

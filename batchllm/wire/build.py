@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from batchllm.engine import Engine, workers_for
 from batchllm.errors import ConfigError
 from batchllm.job import Job, Loaded
-from batchllm.layers.gated import Gate
 from batchllm.ledger import Ledger, Noted, Reorder, Settled, State, read_notes, restore
 from batchllm.lines import Shape
 from batchllm.model import frozen
@@ -28,13 +27,12 @@ from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.watch import FailureWatch
 from batchllm.wire.asking import same_failure_hint
-from batchllm.wire.gates import Gates
 from batchllm.wire.later import again, meaning_digest, replan
 from batchllm.wire.limiting import allowed_calls
 from batchllm.wire.live import Finished, Live
 from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, without_secrets, write_header
 from batchllm.wire.places import Places, places
-from batchllm.wire.plan import Plan, plan_of
+from batchllm.wire.plan import Plan, Wired, plan_of
 from batchllm.wire.resume import move_old_letters, open_run
 
 if TYPE_CHECKING:
@@ -191,17 +189,17 @@ async def _assemble(
         write_header(opened, job, where, shape)
     gates = await plan.gates(job, providers, stop, observers, stack)
     run_id = opened.run_id if opened is not None else os.urandom(8).hex()
-    plans, gate = plan.processes(job, providers, gates, stop, observers, raw=raw)
+    wired = plan.wire(job, providers, gates, stop, observers, raw=raw)
     noted = read_notes(opened.journal, state) if opened is not None and plan.stages else Noted()
     pipeline = Pipeline(
-        plans,
+        wired.stages,
         run_id=run_id,
         generation=state.generation,
         record_timeout=job.record_timeout,
         answered=noted.answers,
     )
     watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
-    engine = _engine(job, pipeline, gate, watch, stop)
+    engine = _engine(job, pipeline, wired, watch, stop)
     if opened is None:
         move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
     fed: Source = source
@@ -219,7 +217,7 @@ async def _assemble(
         parts=Parts(pilot or fed, engine, ledger, stop),
         source=source,
         ledger=ledger,
-        gate=gate,
+        gate=wired.gate,
         skipped=summary.settled,
         before=summary.settled - state.settled.count,
         run_id=run_id,
@@ -228,9 +226,12 @@ async def _assemble(
     )
 
 
-def _engine(job: Job, pipeline: Pipeline, gate: Gate | Gates, watch: FailureWatch, stop: Stop) -> Engine:
+def _engine(job: Job, pipeline: Pipeline, wired: Wired, watch: FailureWatch, stop: Stop) -> Engine:
+    gate = wired.gate
     engine = Engine(pipeline, workers_for(gate.target), stop, watch, job.grace, gate.room, gate.tend)
     gate.watch(engine.rouse, lambda target: engine.resize(workers_for(target)))
+    for layer in wired.lingering:
+        layer.linger = engine.lingering
     return engine
 
 

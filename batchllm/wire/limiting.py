@@ -67,8 +67,13 @@ async def gate_of(
     stop: Stop,
     observers: Sequence[Observer],
     stack: AsyncExitStack,
+    *,
+    ramp: bool = True,
 ) -> Gate:
-    """The gate before `provider`, whose `ceiling` bounds the window; `stack` closes what it opens."""
+    """The gate before `provider`, whose `ceiling` bounds the window; `stack` closes what it opens.
+
+    `ramp` begins with few calls where no limit is known.
+    """
     shared = await _shared_limits(job, spec, stack)
     most = min(allowed_calls(job), getattr(provider, "ceiling", None) or most_calls(job))
     limiter = RateLimiter(limits_of(job), stop, burst=job.burst, shared=shared)
@@ -80,7 +85,7 @@ async def gate_of(
         max_stall=job.max_stall,
         target=None if job.concurrency == "auto" else min(job.concurrency, most),
         adaptive=Adaptive(most, limiter.clock()) if job.concurrency == "auto" else None,
-        ramp=True,
+        ramp=ramp,
         observers=observers,
     )
 

@@ -16,6 +16,7 @@ import anyio
 from batchllm.errors import ConfigError
 from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate
+from batchllm.layers.lingering import Lingering
 from batchllm.model import Record, frozen
 from batchllm.pipeline import Stage
 from batchllm.ports import Observer, Provider
@@ -98,10 +99,12 @@ class Plan:
             shared = _strictest(job, [each.job for each, _ in members])
             if first.is_step:
                 shared = replace(shared, concurrency=first.job.concurrency, quota_file=None)
-            gates[account] = await gate_of(shared, first.spec, provider, stop, observers, stack)
+            gates[account] = await gate_of(
+                shared, first.spec, provider, stop, observers, stack, ramp=not first.is_step
+            )
         return [gates[each.account] for each in self]
 
-    def processes(
+    def wire(
         self,
         job: Job,
         providers: Sequence[Provider],
@@ -110,24 +113,35 @@ class Plan:
         observers: Sequence[Observer],
         *,
         raw: bool,
-    ) -> tuple[dict[str | None, list[Stage]], Gate | Gates]:
-        """The stages of each variant, ready to be asked, and what stands before all of them."""
-        distinct = list(dict.fromkeys(gates))
-        calling = {id(gate) for each, gate in zip(self, gates, strict=True) if not each.is_step}
+    ) -> Wired:
+        """The stacks of all, each with its provider behind its gate; `raw` records hold request bodies."""
+        calling = dict.fromkeys(gate for each, gate in zip(self, gates, strict=True) if not each.is_step)
         window = None
         if len(calling) > 1 and job.concurrency != "auto":
             window = anyio.CapacityLimiter(job.concurrency)
+        distinct = list(dict.fromkeys(gates))
+        wired = Wired({}, distinct[0] if len(distinct) == 1 else Gates(distinct, window), [])
         made = iter(zip(providers, gates, strict=True))
-        plans: dict[str | None, list[Stage]] = {}
         for name, stages in zip(self.names or (None,), self.askings, strict=True):
-            plans[name] = []
+            wired.stages[name] = []
             for each in stages:
                 provider, gate = next(made)
-                within = None if each.is_step else window
-                stack = each.stack(provider, gate, stop, observers, within=within, run=job)
-                plans[name].append(each.ready(stack, raw=raw))
-        front = distinct[0] if len(distinct) == 1 and window is None else Gates(distinct, window)
-        return plans, front
+                if each.is_step:
+                    stack, lingering = each.step_stack(provider, gate, stop, observers)
+                    wired.lingering.append(lingering)
+                else:
+                    stack = each.stack(provider, gate, stop, observers, within=window, run=job)
+                wired.stages[name].append(each.ready(stack, raw=raw))
+        return wired
+
+
+@frozen
+class Wired:
+    """The stages of each variant, ready to be asked; the gate or gates before them; who may linger."""
+
+    stages: dict[str | None, list[Stage]]
+    gate: Gate | Gates
+    lingering: list[Lingering]
 
 
 def plan_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Plan:

@@ -1,0 +1,172 @@
+"""Stages: what each sees, who is left out, what a failure names, and that nothing answered is asked again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from tests.running import run, started, wait_for_settled
+from tests.serving import simulated
+
+STEPS = """
+import json, os
+from pathlib import Path
+
+def check(record):
+    if not record["text"].strip():
+        raise ValueError("no text")
+    return {"words": len(record["text"].split())}
+
+def load(record, answers, key):
+    with open("loaded.jsonl", "a") as file:
+        file.write(json.dumps({"id": record["id"], "key": key, "draft": answers.get("draft")}) + "\\n")
+    return key
+"""
+JOB = """
+model = "fake/echo"
+[[stage]]
+name = "check"
+run = "python/steps.py:check"
+[[stage]]
+name = "draft"
+prompt = "draft of {{ answers.check.words }} words: {{ text }}"
+when = "answers.check.words > 1"
+[[stage]]
+name = "load"
+run = "steps.py:load"
+"""
+
+
+def _job(folder: Path, texts: list[str], job: str = JOB) -> None:
+    rows = [{"id": n, "text": text} for n, text in enumerate(texts)]
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "steps.py").write_text(STEPS)
+    (folder / "job.toml").write_text(job)
+
+
+def test_a_later_stage_sees_the_record_and_the_earlier_answers(tmp_path: Path) -> None:
+    _job(tmp_path, ["two words", "one", "now three words"])
+
+    ran = run(tmp_path, "in.jsonl", "-j", "job.toml")
+
+    assert ran.code == 0, ran.stderr
+    rows = ran.rows("in.out.jsonl")
+    assert rows[0]["stages"]["draft"] == "echo: draft of 2 words: two words"
+    assert rows[0]["output"] == rows[0]["stages"]["load"]
+    assert "draft" not in rows[1]["stages"]
+    assert rows[1]["skipped"] == ["draft"]
+    loaded = {row["id"]: row for row in ran.rows("loaded.jsonl")}
+    assert loaded[2]["draft"] == rows[2]["stages"]["draft"]
+    assert len({row["key"] for row in loaded.values()}) == 3
+    assert "stage draft" in ran.stderr
+    assert "2 in, 2 ok, 1 skipped" in ran.stderr
+
+
+def test_a_failure_names_its_stage_and_retry_goes_on_there(tmp_path: Path) -> None:
+    _job(tmp_path, ["two words", " ", "three words here"])
+    with simulated() as server:
+        args = ("-m", "openai/x", "--base-url", server.url)
+        ran = run(tmp_path, "in.jsonl", "-j", "job.toml", *args)
+        assert ran.code == 1
+        (letter,) = ran.rows("in.dead.jsonl")
+        assert (letter["error"]["stage"], letter["error"]["cause"]) == ("check", "ValueError")
+        assert letter["stages"] == {}
+        (tmp_path / "steps.py").write_text(STEPS.replace("answers.get", "missing.get"))
+        assert server.stats()["requests"] == 2
+
+        (tmp_path / "more.jsonl").write_text(json.dumps({"id": 9, "text": "and these too"}) + "\n")
+        ran = run(tmp_path, "more.jsonl", "-j", "job.toml", *args)
+        (letter,) = ran.rows("more.dead.jsonl")
+        assert letter["error"]["stage"] == "load"
+        assert list(letter["stages"]) == ["check", "draft"]
+        assert server.stats()["requests"] == 3
+        (tmp_path / "steps.py").write_text(STEPS)
+
+        ran = run(tmp_path, "more.out.jsonl", verb="retry")
+
+        assert ran.code == 0, ran.stderr
+        assert server.stats()["requests"] == 3, "the draft was answered: it is not asked again"
+    (row,) = ran.rows("more.out.jsonl")
+    assert list(row["stages"]) == ["check", "draft", "load"]
+
+
+def test_a_killed_run_asks_no_stage_again_but_what_was_in_flight(tmp_path: Path) -> None:
+    count, window = 120, 4
+    job = """
+[[stage]]
+name = "one"
+prompt = "one {{ text }}"
+[[stage]]
+name = "two"
+prompt = "two {{ answers.one | length }} {{ text }}"
+[[stage]]
+name = "load"
+run = "steps.py:load"
+"""
+    _job(tmp_path, [f"text {n}" for n in range(count)], job)
+    with simulated("--latency-ms", "20") as server:
+        args = ("in.jsonl", "-j", "job.toml", "-m", "openai/x", "--base-url", server.url, "-c", str(window))
+        for settled in (20, 30):
+            with started(tmp_path, *args, "-vv") as process:
+                wait_for_settled(process, settled)
+                process.kill()
+                process.communicate()
+
+        ran = run(tmp_path, *args)
+
+        assert ran.code == 0, ran.stderr
+        asked = server.stats()["requests"]
+    rows = ran.rows("in.out.jsonl")
+    assert [row["seq"] for row in rows] == list(range(count))
+    assert all(list(row["stages"]) == ["one", "two", "load"] for row in rows)
+    # What was answered shortly before a kill may not be on the disk yet: that is asked again.
+    assert 2 * count <= asked <= 2 * count + 2 * 4 * window
+    assert all(row["usage"]["output_tokens"] for row in rows)
+    keys = Counter(row["key"] for row in ran.rows("loaded.jsonl"))
+    assert len(keys) == count, "a step's key is the same however often it is called"
+
+
+def test_stages_have_models_and_windows_of_their_own(tmp_path: Path) -> None:
+    with simulated("--latency-ms", "30") as first, simulated("--latency-ms", "30") as second:
+        job = f"""
+[[stage]]
+name = "one"
+model = "openai/a"
+base_url = "{first.url}"
+concurrency = 2
+prompt = "one {{{{ text }}}}"
+[[stage]]
+name = "two"
+model = "openai/b"
+base_url = "{second.url}"
+prompt = "two {{{{ text }}}}"
+"""
+        _job(tmp_path, [f"text {n}" for n in range(30)], job)
+
+        ran = run(tmp_path, "in.jsonl", "-j", "job.toml", "-c", "5")
+
+        assert ran.code == 0, ran.stderr
+        one, two = first.stats(), second.stats()
+    assert one["requests"] == two["requests"] == 30
+    assert one["highest_in_flight"] <= 2
+    assert two["highest_in_flight"] <= 5
+
+
+def test_stages_that_cant_be_are_refused_before_any_call(tmp_path: Path) -> None:
+    bad = {
+        'name = "a"\nrun = "steps.py:check"\nprompt = "x"': "run is a function, which takes no prompt",
+        'name = "a"\nopen = "steps.py:check"': "open goes with run",
+        'name = "a"\nrun = "steps.py:nothing"': "no function 'nothing'",
+        'name = "a"\nrun = "nowhere.py:f"': "nowhere.py",
+        'name = "a"\nwhen = "text ="\nprompt = "{{ text }}"': "when of stage a",
+        'name = "a"\nwhen = "nope > 1"\nprompt = "{{ text }}"': "'nope'",
+        'name = "a"\nwhn = "1"': "did you mean when",
+        'name = "a"\nprompt = "{{ answers.b }}"\n[[stage]]\nname = "a"': "'a' is there twice",
+    }
+    for text, message in bad.items():
+        _job(tmp_path, ["x"], f'model = "fake/echo"\n[[stage]]\n{text}\n')
+        ran = run(tmp_path, "in.jsonl", "-j", "job.toml")
+        assert ran.code == 2, (text, ran.stderr)
+        assert message in ran.error, (text, ran.error)
+        assert not (tmp_path / "in.out.jsonl").exists()

@@ -99,19 +99,30 @@ def _content(path: str, root: str, field: str) -> bytes:
             path, field, f"leads out of {where}", "name the folder that holds it with --image-root DIR"
         )
     try:
-        # A named pipe would block for ever; a link put there since then isn't followed.
-        file = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        size, content = _read(real)
     except OSError as error:
         why = (error.strerror or "unknown error").lower()
         raise _bad(path, field, f"can't be read: {why}", "relative paths start at --image-root") from None
-    with os.fdopen(file, "rb") as stream:
+    if content is None:
+        raise _bad(path, field, "is no file")
+    if size > LARGEST:
+        raise _bad(path, field, f"has {size:,} bytes, more than 20 MiB")
+    return content
+
+
+def _read(real: str) -> tuple[int, bytes | None]:
+    """A file's size in bytes and, unless it is too large, its content; None for what is no regular file."""
+    # A named pipe would block for ever; a link that was put there since isn't followed.
+    file = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
         facts = os.fstat(file)
         if not stat.S_ISREG(facts.st_mode):
-            raise _bad(path, field, "is no file")
-        content = stream.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise _bad(path, field, f"has {facts.st_size:,} bytes, more than 20 MiB")
-    return content
+            return 0, None
+        with os.fdopen(file, "rb", closefd=False) as stream:
+            content = stream.read(LARGEST + 1) if facts.st_size <= LARGEST else b""
+        return max(facts.st_size, len(content)), content
+    finally:
+        os.close(file)
 
 
 def _named(data: dict[str, Any], field: str) -> list[str]:

@@ -95,14 +95,12 @@ def _content(path: str, root: str, field: str) -> bytes:
     real = os.path.realpath(Path(folder) / path)
     if not Path(real).is_relative_to(folder):
         where = "the working folder" if root == "." else root
-        raise _bad(
-            path, field, f"leads out of {where}", "name the folder that holds it with --image-root DIR"
-        )
+        raise _bad(path, field, f"leads out of {where}; --image-root names another folder")
     try:
         size, content = _read(real)
     except OSError as error:
         why = (error.strerror or "unknown error").lower()
-        raise _bad(path, field, f"can't be read: {why}", "relative paths start at --image-root") from None
+        raise _bad(path, field, f"can't be read: {why}") from None
     if content is None:
         raise _bad(path, field, "is no file")
     if size > LARGEST:
@@ -142,6 +140,6 @@ def _is_address(text: str) -> bool:
     return text[:8].lower().startswith(_ADDRESSES)
 
 
-def _bad(path: str, field: str, what: str, hint: str | None = None) -> BadInput:
+def _bad(path: str, field: str, what: str) -> BadInput:
     shown = path if len(path) <= 200 else path[:200] + "…"
-    return BadInput(f"the image {shown} (in {field}) {what}", cause="image", hint=hint)
+    return BadInput(f"the image {shown} (in {field}) {what}", cause="image")

@@ -1,4 +1,4 @@
-"""Prompts over real runs: examples, chats, messages and models of records, and images as a server gets them."""
+"""Prompts over real runs: examples, chats, messages and models of records, images as a server gets them."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class GivenMessages(_Checked):
 
     def messages(self, data: dict[str, Any], answers: dict[str, Any] | None = None) -> list[Message]:
         """The record's own messages, or the prompt's; BadInput, cause `messages`, for what can't be sent."""
-        if not self._has(data):
+        if self._field not in data or not self._has(data):
             return self._prompted(data, answers)
         messages = checked(data[self._field], self._field)
         if any(message["role"] in _SYSTEM for message in messages):

@@ -48,9 +48,8 @@ def params_in(data: dict[str, Any], field: str) -> dict[str, Any]:
     taken = sorted(value.keys() & {"messages", "model"})
     if taken:
         raise BadInput(
-            f"{field} holds {listed(taken)}, which is no parameter of its own",
+            f"{field} holds {listed(taken)}, which --messages-field and --model-field name fields for",
             cause="params",
-            hint="--messages-field and --model-field name fields for messages and model",
         )
     return value
 

@@ -95,23 +95,32 @@ def _content(path: str, root: str, field: str) -> bytes:
     real = os.path.realpath(Path(folder) / path)
     if not Path(real).is_relative_to(folder):
         where = "the working folder" if root == "." else root
-        raise _bad(
-            path, field, f"leads out of {where}", "name the folder that holds it with --image-root DIR"
-        )
+        raise _bad(path, field, f"leads out of {where}; --image-root names another folder")
     try:
-        # A named pipe would block for ever; a link put there since then isn't followed.
-        file = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        size, content = _read(real)
     except OSError as error:
         why = (error.strerror or "unknown error").lower()
-        raise _bad(path, field, f"can't be read: {why}", "relative paths start at --image-root") from None
-    with os.fdopen(file, "rb") as stream:
+        raise _bad(path, field, f"can't be read: {why}") from None
+    if content is None:
+        raise _bad(path, field, "is no file")
+    if size > LARGEST:
+        raise _bad(path, field, f"has {size:,} bytes, more than 20 MiB")
+    return content
+
+
+def _read(real: str) -> tuple[int, bytes | None]:
+    """A file's size in bytes and, unless it is too large, its content; None for what is no regular file."""
+    # A named pipe would block for ever; a link that was put there since isn't followed.
+    file = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
         facts = os.fstat(file)
         if not stat.S_ISREG(facts.st_mode):
-            raise _bad(path, field, "is no file")
-        content = stream.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise _bad(path, field, f"has {facts.st_size:,} bytes, more than 20 MiB")
-    return content
+            return 0, None
+        with os.fdopen(file, "rb", closefd=False) as stream:
+            content = stream.read(LARGEST + 1) if facts.st_size <= LARGEST else b""
+        return max(facts.st_size, len(content)), content
+    finally:
+        os.close(file)
 
 
 def _named(data: dict[str, Any], field: str) -> list[str]:
@@ -131,6 +140,6 @@ def _is_address(text: str) -> bool:
     return text[:8].lower().startswith(_ADDRESSES)
 
 
-def _bad(path: str, field: str, what: str, hint: str | None = None) -> BadInput:
+def _bad(path: str, field: str, what: str) -> BadInput:
     shown = path if len(path) <= 200 else path[:200] + "…"
-    return BadInput(f"the image {shown} (in {field}) {what}", cause="image", hint=hint)
+    return BadInput(f"the image {shown} (in {field}) {what}", cause="image")

@@ -165,9 +165,9 @@ def _model_of(name: str, provider: str, field: str) -> str:
         return name
     if prefix != provider:
         raise BadInput(
-            f"{field} names {name}, a model of another provider than this run's, {provider}",
+            f"{field} names {name}, a model of another provider than this run's, {provider}: run such "
+            f"records with -m {name}, or write {provider}/{name} where this server itself calls it so",
             cause="model",
-            hint=f"run such records with -m {name}; if this server calls it so, write {provider}/{name}",
         )
     if not rest:
         raise BadInput(f"{field} is {name!r}, a provider without a model", cause="model")

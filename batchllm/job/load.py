@@ -77,6 +77,8 @@ def load(
 _PREFIX = "BATCHLLM_"
 _KNOWN = frozenset({"BATCHLLM_JOB", "BATCHLLM_BENCH_DATA"})
 """Variables that are heeded elsewhere."""
+_TOLD = "BATCHLLM_FINISHED_"
+"""What a command of [finish] is told; it may run batchllm."""
 
 
 def strays(environ: Mapping[str, str], job: Job) -> list[str]:
@@ -87,7 +89,12 @@ def strays(environ: Mapping[str, str], job: Job) -> list[str]:
     names = {variable.removeprefix(_PREFIX): variable for variable in heeded}
     lines = []
     for variable in sorted(environ):
-        if not variable.startswith(_PREFIX) or variable in heeded or variable == job.api_key_env:
+        if (
+            not variable.startswith(_PREFIX)
+            or variable.startswith(_TOLD)
+            or variable in heeded
+            or variable == job.api_key_env
+        ):
             continue
         if variable in table and table[variable].once:
             flag = table[variable].flags[-1]
@@ -160,20 +167,42 @@ def _from_file(
     return found
 
 
+_CODE = frozenset({"run", "command", "check", "open", "finish"})
+_PLACE = re.compile(r"(.*\.py|[\w.]+):[\w.]+")
+
+
 def _check_implicit(found: Mapping[str, _Given]) -> None:
     """A job file that merely lies in the working folder may neither run code nor send a key anywhere."""
-    model = found.get("model")
-    if model is not None and str(model.value).partition("/")[0] == "python":
-        raise ConfigError(
-            f"{model.origin}: a job file that is found, not named, may not name Python code to run",
-            f"name it, if you trust it: -j {IMPLICIT}",
-        )
+    for name, given in found.items():
+        if code := _code_in({name: given.value}):
+            raise ConfigError(
+                f"{given.origin}: a job file that is found, not named, may not name code to run ({code})",
+                f"name it, if you trust it: -j {IMPLICIT}",
+            )
     if "base_url" in found and "api_key_env" in found:
         raise ConfigError(
             f"{found['base_url'].origin}: a job file that is found, not named, may not set base_url and "
             "api_key_env together",
             f"name it, if you trust it: -j {IMPLICIT}",
         )
+
+
+def _code_in(table: Mapping[str, Any]) -> str | None:
+    """The key of a table, or of the tables in it, that names Python code or a command."""
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        several = value if isinstance(value, list) else [value]
+        if name in _CODE:
+            return key
+        if name in ("model", "fallback") and any(str(each).startswith("python/") for each in several):
+            return key
+        if name == "schema" and any(isinstance(each, str) and _PLACE.fullmatch(each) for each in several):
+            return key
+        if name in ("stage", "variant"):
+            inner = (_code_in(each) for each in several if isinstance(each, dict))
+            if code := next(filter(None, inner), None):
+                return f"{code} of a {name}"
+    return None
 
 
 def _unknown_key(key: str, origin: str, table: Mapping[str, Setting]) -> ConfigError:
@@ -220,6 +249,8 @@ def _read(setting: Setting, found: _Given) -> Any:
         value = setting.read(value)
         if setting.name in ("prompt", "system") and value.startswith("@"):
             value = _file(value[1:], found.folder)
+        if setting.name == "finish":
+            value["folder"] = str(found.folder.absolute())
         if setting.name in ("input", "output", "dead_letter", "quota_file"):
             value = _anchored(value, found)
         elif not _is_utf8(value):

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from batchllm.job import values
-from batchllm.job.table import Setting, files, how, row
+from batchllm.job.table import Setting, files, how, row, tables
 from batchllm.model import frozen
 
 
@@ -263,6 +263,10 @@ class Job:
     )
     limit: int | None = how(
         None, values.whole(1), "--limit", "N", "Only the first N records, this time", once=True
+    )
+
+    finish: dict[str, Any] | None = tables(
+        "operation", None, values.finish, "What is done with the finished files"
     )
 
     progress: str = how(

@@ -14,17 +14,18 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.abc
 
 from batchllm import ui
 from batchllm.cli.asking import Display, goes_on
+from batchllm.cli.finishing import finishing, prepared
+from batchllm.cli.reader import heed_reader
 from batchllm.errors import DeadlinePassed, OutputClosed
 from batchllm.job import Loaded
 from batchllm.run import run as run_parts
-from batchllm.sinks import reader_gone
 from batchllm.stop import Stop
 from batchllm.wire import Again, Finished, Live, build
 
@@ -33,14 +34,10 @@ if TYPE_CHECKING:
     from batchllm.ports import Observer
     from batchllm.summary import Summary
 
-_PATIENCE = 1.0
-"""Seconds that a stopped run waits at least for stdout's reader to take anything more."""
 _UNSTEERED = 0.2
 """Seconds after which a run listens to `batchllm ctl`."""
 _COLLECT_AFTER = 20_000
 """Containers made and not yet given up, before the cyclic collector looks at the youngest."""
-_LAST_LINE = 0.1
-"""Seconds after which stdout's reader has not merely gone with the last line."""
 
 
 def start(loaded: Loaded, retry: Again | None = None) -> int:
@@ -107,6 +104,7 @@ async def _passes(session: _Session, retry: Again | None) -> int:
     job, stop = session.loaded.job, session.stop
     observers: list[Observer] = [ui.JsonEvents()] if job.verbose >= 2 else []
     rounds, last = job.rounds, None
+    finish = await prepared(job, stop)
     while True:
         live = await _pass(session, retry, observers)
         if not isinstance(live, Live):
@@ -121,10 +119,17 @@ async def _passes(session: _Session, retry: Again | None) -> int:
         rounds -= 1
         retry = Again(("exhausted",))
     if last is not None:
-        return _end(session, last)
-    if isinstance(live, Finished):
-        ui.final(live.summary, _finished_facts(live), kind=session.kind(False), quiet=job.quiet)
-        return int(_too_many_failed(live.summary, job) or bool(live.unfinished_line))
+        live = last
+        code, facts = _end(session, last)
+    elif isinstance(live, Finished):
+        facts = _finished_facts(live)
+        ui.final(live.summary, facts, kind=session.kind(False), quiet=job.quiet)
+        code = int(_too_many_failed(live.summary, job) or bool(live.unfinished_line))
+    if isinstance(live, Live | Finished):
+        if finish is None or stop or not (isinstance(live, Finished) or live.complete):
+            return code
+        done = await finishing(finish, live.summary, facts, stop)
+        return _code(stop) or code or int(not done)
     reason, hint = _reason(stop)
     if not isinstance(stop.reason, OutputClosed):
         ui.say(f"stopped: {reason}")
@@ -180,7 +185,7 @@ async def _run(session: _Session, live: Live, observers: Sequence[Observer]) -> 
         observer.run_started(facts)
     async with anyio.create_task_group() as beside:
         if live.places.on_stdout:
-            beside.start_soon(_heed_reader, live, stop)
+            beside.start_soon(heed_reader, live, stop)
         display = Display(
             lambda: ui.show(
                 live,
@@ -267,32 +272,9 @@ async def _heed_deadline(seconds: float, session: _Session) -> None:
     )
 
 
-async def _heed_reader(live: Live, stop: Stop) -> None:
-    """Stop when stdout's reader has gone, and give stdout up where a stop waits for it in vain."""
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_heed_closed, live, stop)
-        await stop.wait()
-        while True:
-            taken = live.ledger.taken
-            await anyio.sleep(max(_PATIENCE, live.job.grace))
-            if live.ledger.writing and live.ledger.taken == taken:
-                break
-        ui.warn("nobody takes anything from stdout: the answers that it has no room for are given up")
-        live.abort()
-
-
-async def _heed_closed(live: Live, stop: Stop) -> None:
-    await reader_gone()
-    await anyio.sleep(_LAST_LINE)
-    if not live.read_and_settled:
-        stop.set(OutputClosed("stdout was closed"))
-
-
-def _end(session: _Session, live: Live) -> int:
-    """Say how the session ended; the exit code."""
+def _end(session: _Session, live: Live) -> tuple[int, ui.Facts]:
+    """Say how the session ended; the exit code, and what was said."""
     stop = session.stop
-    if isinstance(stop.reason, OutputClosed):
-        return _code(stop)
     stopped, hint = _reason(stop)
     if not stop and live.source.unfinished:
         path, line = live.source.unfinished
@@ -310,8 +292,9 @@ def _end(session: _Session, live: Live) -> int:
         dropped=live.parts.engine.dropped,
         resumed=session.skipped or 0,
     )
-    ui.final(live.summary, facts, kind=session.kind(live.places.on_stdout), quiet=live.job.quiet)
-    return _code(stop) or int(_too_many_failed(live.summary, live.job) or bool(live.source.unfinished))
+    if not isinstance(stop.reason, OutputClosed):
+        ui.final(live.summary, facts, kind=session.kind(live.places.on_stdout), quiet=live.job.quiet)
+    return _code(stop) or int(_too_many_failed(live.summary, live.job) or bool(live.source.unfinished)), facts
 
 
 def _too_many_failed(summary: Summary, job: Job) -> bool:
@@ -338,7 +321,7 @@ def _code(stop: Stop) -> int:
     return 3 if reason is not None else 0
 
 
-def _finished_facts(finished: Finished) -> Any:
+def _finished_facts(finished: Finished) -> ui.Facts:
     return ui.Facts(
         output=finished.places.output,
         elapsed=0.0,

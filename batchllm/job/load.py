@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from batchllm.errors import ConfigError
 from batchllm.job import tables, values
+from batchllm.job.file import Given, from_file
 from batchllm.job.settings import Job, settings
 from batchllm.job.table import Setting
 from batchllm.model import frozen
-
-IMPLICIT = "batchllm.toml"
 
 
 @frozen
@@ -33,13 +30,6 @@ class Loaded:
     def origin(self, name: str) -> str:
         """Where the setting came from, for messages."""
         return self.origins.get(name, "the default")
-
-
-@frozen
-class _Given:
-    value: Any
-    origin: str
-    folder: Path
 
 
 def load(
@@ -57,7 +47,7 @@ def load(
     """
     table = settings()
     layers = [
-        _from_file(options.get("job"), environ, table, folder, implicit=base is None),
+        from_file(options.get("job"), environ, table, folder, implicit=base is None),
         _from_environment(environ, table, folder),
         _from_options(options, table, folder),
     ]
@@ -77,6 +67,8 @@ def load(
 _PREFIX = "BATCHLLM_"
 _KNOWN = frozenset({"BATCHLLM_JOB", "BATCHLLM_BENCH_DATA"})
 """Variables that are heeded elsewhere."""
+_TOLD = "BATCHLLM_FINISHED_"
+"""What a command of [finish] is told; it may run batchllm."""
 
 
 def strays(environ: Mapping[str, str], job: Job) -> list[str]:
@@ -87,7 +79,12 @@ def strays(environ: Mapping[str, str], job: Job) -> list[str]:
     names = {variable.removeprefix(_PREFIX): variable for variable in heeded}
     lines = []
     for variable in sorted(environ):
-        if not variable.startswith(_PREFIX) or variable in heeded or variable == job.api_key_env:
+        if (
+            not variable.startswith(_PREFIX)
+            or variable.startswith(_TOLD)
+            or variable in heeded
+            or variable == job.api_key_env
+        ):
             continue
         if variable in table and table[variable].once:
             flag = table[variable].flags[-1]
@@ -99,9 +96,7 @@ def strays(environ: Mapping[str, str], job: Job) -> list[str]:
     return lines
 
 
-def _from_options(
-    options: Mapping[str, Any], table: Mapping[str, Setting], folder: Path
-) -> dict[str, _Given]:
+def _from_options(options: Mapping[str, Any], table: Mapping[str, Setting], folder: Path) -> dict[str, Given]:
     found = {}
     for name, setting in table.items():
         value = options.get(name)
@@ -110,117 +105,21 @@ def _from_options(
         flag = setting.flags[-1] if setting.flags else "INPUT"
         if "/" in flag:
             flag = flag.split("/")[0 if value else 1]
-        found[name] = _Given(value, flag, folder)
+        found[name] = Given(value, flag, folder)
     return found
 
 
 def _from_environment(
     environ: Mapping[str, str], table: Mapping[str, Setting], folder: Path
-) -> dict[str, _Given]:
+) -> dict[str, Given]:
     return {
-        name: _Given(environ[setting.variable], setting.variable, folder)
+        name: Given(environ[setting.variable], setting.variable, folder)
         for name, setting in table.items()
         if not (setting.once or setting.file_only) and environ.get(setting.variable)
     }
 
 
-def _from_file(
-    option: str | None,
-    environ: Mapping[str, str],
-    table: Mapping[str, Setting],
-    folder: Path,
-    *,
-    implicit: bool,
-) -> dict[str, _Given]:
-    named = option or environ.get("BATCHLLM_JOB") or None
-    path = folder / (named or IMPLICIT)
-    if named is None and not (implicit and path.is_file()):
-        return {}
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-        document = tomllib.loads(content)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{named or IMPLICIT} is no TOML: {error}", "mend the line that it names") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{named or IMPLICIT} is no UTF-8 text", "save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(
-            f"can't read the job file {named}: {error.strerror}", "check the path after -j"
-        ) from None
-    shown = named or IMPLICIT
-    found: dict[str, _Given] = {}
-    for key, value in document.items():
-        name = key.replace("-", "_")
-        origin = f"{shown} line {_line_of(content, key)}"
-        if name not in table or table[name].once:
-            raise _unknown_key(key, origin, table)
-        found[name] = _Given(value, origin, path.parent)
-    if named is None:
-        _check_implicit(found)
-    return found
-
-
-def _check_implicit(found: Mapping[str, _Given]) -> None:
-    """A job file that merely lies in the working folder may neither run code nor send a key anywhere."""
-    model = found.get("model")
-    if model is not None and str(model.value).partition("/")[0] == "python":
-        raise ConfigError(
-            f"{model.origin}: a job file that is found, not named, may not name Python code to run",
-            f"name it, if you trust it: -j {IMPLICIT}",
-        )
-    root = found.get("image_root")
-    if root is not None and not (root.folder / str(root.value)).resolve().is_relative_to(
-        root.folder.resolve()
-    ):
-        raise ConfigError(
-            f"{root.origin}: a job file that is found, not named, may not lead out of its folder",
-            f"name it, if you trust it: -j {IMPLICIT}",
-        )
-    if "base_url" in found and "api_key_env" in found:
-        raise ConfigError(
-            f"{found['base_url'].origin}: a job file that is found, not named, may not set base_url and "
-            "api_key_env together",
-            f"name it, if you trust it: -j {IMPLICIT}",
-        )
-
-
-def _unknown_key(key: str, origin: str, table: Mapping[str, Setting]) -> ConfigError:
-    known = [name for name, setting in table.items() if not setting.once]
-    name = key.replace("-", "_")
-    if name in table:
-        return ConfigError(
-            f"{origin}: {key} is for the command line only", f"give it as {table[name].flags[-1]}"
-        )
-    if "key" in name or "token" in name or "secret" in name:
-        return ConfigError(
-            f"{origin}: unknown key {key!r}",
-            "secrets stay in the environment: name the variable that holds the key with api_key_env",
-        )
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else "the keys are the long options of batchllm run --help"
-    return ConfigError(f"{origin}: unknown key {key!r}", hint)
-
-
-def _line_of(content: str, key: str) -> int:
-    """The line of a top-level key or table, from 1; what stands in a text over several lines is none."""
-    name = re.escape(key)
-    pattern = re.compile(rf"""^\s*(\[+\s*)?["']?{name}["']?\s*([=.\]]|$)""")
-    lines = content.split("\n")
-    for number, line in enumerate(lines):
-        if pattern.match(line) and _is_whole("\n".join(lines[:number])):
-            return number + 1
-    return 1
-
-
-def _is_whole(content: str) -> bool:
-    try:
-        tomllib.loads(content)
-    except tomllib.TOMLDecodeError:
-        return False
-    return True
-
-
-def _read(setting: Setting, found: _Given) -> Any:
+def _read(setting: Setting, found: Given) -> Any:
     value = found.value
     try:
         if setting.name == "schema":
@@ -232,6 +131,8 @@ def _read(setting: Setting, found: _Given) -> Any:
             value = _file(value[1:], found.folder)
         if setting.name == "message":
             value = [_with_content(message, found.folder) for message in value]
+        if setting.name == "finish":
+            value["folder"] = str(found.folder.absolute())
         if setting.name in ("input", "output", "dead_letter", "quota_file", "image_root"):
             value = _anchored(value, found)
         elif not _is_utf8(value):
@@ -248,13 +149,13 @@ def _read(setting: Setting, found: _Given) -> Any:
     return value
 
 
-def _tables(name: str, found: _Given) -> list[dict[str, Any]]:
+def _tables(name: str, found: Given) -> list[dict[str, Any]]:
     """The tables under a setting's name, each of their values read as the setting that it stands in for."""
     table = settings()
     asked = frozenset(n for n, row in table.items() if row.panel == "What is asked" and n not in _TABLES)
 
     def read(setting: str, value: Any) -> Any:
-        return _read(table[setting], _Given(value, found.origin, found.folder))
+        return _read(table[setting], Given(value, found.origin, found.folder))
 
     found_tables = _TABLES[name](found.value, asked, read)
     for each in found_tables:
@@ -275,7 +176,7 @@ def _is_utf8(value: Any) -> bool:
     return True
 
 
-def _named(setting: Setting, found: _Given) -> str:
+def _named(setting: Setting, found: Given) -> str:
     in_file = " line " in found.origin
     return f"{found.origin}: {setting.name}" if in_file else found.origin
 
@@ -314,7 +215,7 @@ def _schema(value: Any, folder: Path) -> dict[str, Any]:
     return value
 
 
-def _anchored(value: Any, found: _Given) -> Any:
+def _anchored(value: Any, found: Given) -> Any:
     """Paths of a job file start at its folder; those of the command line stay as they were written."""
     if " line " not in found.origin:
         return value

@@ -303,6 +303,10 @@ class Job:
         None, values.whole(1), "--limit", "N", "Only the first N records, this time", once=True
     )
 
+    finish: dict[str, Any] | None = tables(
+        "operation", None, values.finish, "What is done with the finished files"
+    )
+
     progress: str = how(
         "auto",
         values.word("auto", "bar", "log", "json", "none"),

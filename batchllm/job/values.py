@@ -206,6 +206,25 @@ def params(value: Any) -> dict[str, Any]:
     return read
 
 
+def finish(value: Any) -> dict[str, Any]:
+    """What is done with the finished files: a function to `run` or a `command`, and its `timeout`."""
+    if not isinstance(value, dict) or ("run" in value) == ("command" in value):
+        raise ValueError('expected run = "python/module:function" or command = ["program", "argument"]')
+    if unknown := sorted(set(value) - {"run", "command", "timeout", "folder"}):
+        raise ValueError(f"expected run or command, and timeout, but found {unknown[0]}")
+    read = dict(value)
+    if "timeout" in read:
+        read["timeout"] = duration(read["timeout"])
+    if "run" in read and not (isinstance(read["run"], str) and read["run"].startswith("python/")):
+        raise ValueError('expected run = "python/module:function"')
+    command = read.get("command", [""])
+    if not isinstance(command, list) or not command or not all(isinstance(part, str) for part in command):
+        raise ValueError('expected command = ["program", "argument"]')
+    if "command" in read and not command[0]:
+        raise ValueError("expected a program as the first part of command")
+    return read
+
+
 def _params(value: Any) -> dict[str, Any]:
     if isinstance(value, dict):
         return dict(value)

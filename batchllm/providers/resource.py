@@ -60,7 +60,7 @@ class _Named(AbstractAsyncContextManager[Any]):
             else:
                 raise ConfigError(
                     f"{self._name} returned {type(made).__name__}, which is no context manager",
-                    "decorate it with contextlib.contextmanager or asynccontextmanager, and yield what it opens",
+                    "decorate it with contextlib.contextmanager or asynccontextmanager, and let it yield",
                 )
             return await self._manager.__aenter__()
         except BatchError:

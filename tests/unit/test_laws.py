@@ -15,7 +15,7 @@ LEVELS = [
     {"job", "ports", "prompt", "schema", "pricing", "limits", "summary", "faults", "lines", "stop", "watch"},
     {"transport"},
     {"engine", "pipeline", "ledger", "layers", "providers", "sources", "sinks", "quota"},
-    {"run", "report", "simulate", "scale", "control", "pilot"},
+    {"run", "report", "simulate", "scale", "control", "pilot", "finish"},
     {"wire", "testing"},
     {"ui"},
     {"cli"},

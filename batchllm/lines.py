@@ -55,6 +55,8 @@ def output_line(done: Done, shape: Shape) -> bytes:
         "finished_at": stamp(done.at),
         "request_id": reply.request_id,
     }
+    if reply.cached:
+        fields["cached"] = True
     line = dumps(fields)
     if shape.keep and (kept := _kept(record, shape.keep, fields)):
         line = line[:-1] + b"," + kept + b"}"

@@ -220,7 +220,7 @@ def _read(setting: Setting, found: _Given) -> Any:
         value = setting.read(value)
         if setting.name in ("prompt", "system") and value.startswith("@"):
             value = _file(value[1:], found.folder)
-        if setting.name in ("input", "output", "dead_letter", "quota_file"):
+        if setting.name in ("input", "output", "dead_letter", "quota_file", "cache"):
             value = _anchored(value, found)
         elif not _is_utf8(value):
             raise ValueError("expected UTF-8 text")

@@ -313,6 +313,6 @@ def outcome_of(entry: Entry, line: bytes) -> Outcome:
     trail = Trail(attempts=[*calls, Attempt(entry.at, entry.latency, usage)] if entry.calls else [])
     record = Record(entry.unit, entry.unit, None, b"")
     if entry.kind == OUTPUT:
-        return Done(record, Reply("", None, usage, None, ""), trail, entry.at)
+        return Done(record, Reply("", None, usage, None, "", cached=not entry.calls), trail, entry.at)
     error = orjson.loads(line)["error"]
     return Dead(record, Failure(error["kind"], error["cause"], error["message"]), trail, entry.at)

@@ -13,7 +13,7 @@ from batchllm.layers.structured import Structured
 from batchllm.layers.traced import Traced
 from batchllm.model import Dead, Record, frozen
 from batchllm.pipeline import Render
-from batchllm.ports import Observer, Provider
+from batchllm.ports import Answers, Observer, Provider
 from batchllm.prompt import DEFAULT_PROMPT, Prompt, explain_missing, missing_fields
 from batchllm.schema import Schema
 from batchllm.stop import Stop
@@ -53,12 +53,27 @@ class Asking:
 
         return render
 
-    def stack(self, provider: Provider, gate: Gate, stop: Stop, observers: Sequence[Observer]) -> Provider:
-        """The stage's stack, outermost first: Structured(Retrying(Gated(Traced(provider))))."""
+    def stack(
+        self,
+        provider: Provider,
+        gate: Gate,
+        stop: Stop,
+        observers: Sequence[Observer],
+        answers: Answers | None = None,
+    ) -> Provider:
+        """The stage's stack, outermost first: Structured(Retrying(Gated(Traced(provider)))).
+
+        With `answers`, those of earlier requests, Cached stands around it.
+        """
         job = self.job
         gated = Gated(Traced(provider, observers), gate)
         retrying = Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=stop, witness=gate)
-        return Structured(retrying, schema=self.schema, repair=job.repair, stop=stop)
+        judged = Structured(retrying, schema=self.schema, repair=job.repair, stop=stop)
+        if answers is None:
+            return judged
+        from batchllm.layers.cached import Cached  # most runs have none
+
+        return Cached(judged, answers, whole=self.chosen.spec.whole, waits=lambda: gate.spared())
 
 
 def asking(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Asking:

@@ -34,8 +34,10 @@ from batchllm.wire.live import Finished, Live
 from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, without_secrets, write_header
 from batchllm.wire.places import Places, places
 from batchllm.wire.resume import move_old_letters, open_run
+from batchllm.wire.reusing import SPARE, answers_of, beside
 
 if TYPE_CHECKING:
+    from batchllm.cache import Store
     from batchllm.pilot import Pilot
 
 
@@ -77,8 +79,9 @@ async def build(
         raise ConfigError("--rounds needs an output that can be gone on with", "give -o FILE")
     asked = asking(loaded, environ, terminal=terminal)
     allowed_calls(loaded.job)
+    store = await answers_of(loaded.job, stack)
     if where.on_stdout:
-        live = await _assemble(asked, where, None, stop, observers, stack, say)
+        live = await _assemble(asked, where, None, stop, observers, stack, say, store)
     else:
         opened = open_run(loaded.job, where, say) if retry is None else _open_again(loaded.job, where, say)
         with ExitStack() as undo:
@@ -90,7 +93,7 @@ async def build(
                 changes = opened.state.later.job | (retry.changes if retry is not None else {})
                 loaded = replace(loaded, job=replace(loaded.job, **changes))
                 asked = asking(loaded, environ, terminal=terminal)
-            live = await _assemble(asked, where, opened, stop, observers, stack, say, provider)
+            live = await _assemble(asked, where, opened, stop, observers, stack, say, store, provider)
             undo.pop_all()
     if asked.chosen.warning:
         live.warnings.append(asked.chosen.warning)
@@ -169,6 +172,7 @@ async def _assemble(
     observers: Sequence[Observer],
     stack: AsyncExitStack,
     say: Say,
+    store: Store | None,
     provider: Provider | None = None,
 ) -> Live:
     job = asked.job
@@ -188,7 +192,7 @@ async def _assemble(
     gate = await gate_of(job, asked.chosen.spec, provider, stop, observers, stack)
     run_id = opened.run_id if opened is not None else os.urandom(8).hex()
     pipeline = Pipeline(
-        asked.stack(provider, gate, stop, observers),
+        asked.stack(provider, gate, stop, observers, store),
         asked.render(raw=raw),
         model=asked.chosen.model,
         schema=job.schema,
@@ -198,7 +202,7 @@ async def _assemble(
         record_timeout=job.record_timeout,
     )
     watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
-    engine = _engine(job, pipeline, gate, watch, stop)
+    engine = _engine(job, pipeline, gate, watch, stop, store)
     if opened is None:
         move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
     ledger = _ledger(job, where, opened, summary, state, stop, source, observers)
@@ -221,8 +225,13 @@ async def _assemble(
     )
 
 
-def _engine(job: Job, pipeline: Pipeline, gate: Gate, watch: FailureWatch, stop: Stop) -> Engine:
-    engine = Engine(pipeline, workers_for(gate.target), stop, watch, job.grace, gate.room, gate.tend)
+def _engine(
+    job: Job, pipeline: Pipeline, gate: Gate, watch: FailureWatch, stop: Stop, store: Store | None
+) -> Engine:
+    spare = SPARE if store is not None else 0
+    workers, tending = workers_for(gate.target), beside(gate.tend, store)
+    engine = Engine(pipeline, workers, stop, watch, job.grace, gate.room, tending, spare)
+    gate.spared = engine.instead
     gate.resized = lambda target: engine.resize(workers_for(target))
     gate.freed = engine.rouse
     return engine

@@ -38,7 +38,8 @@ class Engine:
     `grace` is how long a signal or a deadline waits for what is in flight, seconds. `watch` judges outcomes.
     `room` tells how many more calls could go out now: only so many workers take up records, so that nobody
     queues for a slot; `rouse` is to be called when there is more of it than those who use it will take.
-    `beside` runs for as long as the workers do.
+    `spare` workers more may be busy where some of them wait without a slot, see `instead`. `beside` runs for
+    as long as the workers do.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class Engine:
         grace: float,
         room: Callable[[], float] = lambda: math.inf,
         beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
+        spare: int = 0,
     ) -> None:
         self._process = process
         self._most = workers
+        self._spare = spare
         self._stop = stop
         self._watch = watch
         self._grace = grace
@@ -205,6 +208,15 @@ class Engine:
             self._workers += 1
             self._tasks.start_soon(self._work)
             wanted -= 1
+
+    def instead(self) -> None:
+        """A worker waits for something that needs no slot: let another one take up a record."""
+        if self._pending and not self._crowded() and self._free() > 0:
+            if self._idle:
+                self._idle.pop().set()
+            elif self._workers < self._most + self._spare and self._tasks is not None:
+                self._workers += 1
+                self._tasks.start_soon(self._work)
 
     async def _work(self) -> None:
         while not self._stop:

@@ -57,6 +57,8 @@ def output_line(done: Done, shape: Shape) -> bytes:
     }
     if record.variant is not None or trail.answers is not None:
         fields |= _run_fields(done)
+    if reply.cached:
+        fields["cached"] = True
     line = dumps(fields)
     if shape.keep and (kept := _kept(record, shape.keep, fields)):
         line = line[:-1] + b"," + kept + b"}"

@@ -145,7 +145,7 @@ class Reply:
     `text` is the answer as sent; `value` what counts as the output: the text, or the parsed JSON once a
     schema has accepted it. `finish` is the provider's finish reason (`stop`, `length`,
     `content_filter`, `refusal`, …). `raw` is the provider's response body parsed. `limits` are those of the
-    account that came with the answer.
+    account that came with the answer. `cached`: the answer to the same request, asked before or by another.
     """
 
     text: str
@@ -156,6 +156,7 @@ class Reply:
     request_id: str | None = None
     raw: Any = None
     limits: tuple[Standing, ...] = ()
+    cached: bool = False
 
 
 @frozen

@@ -74,6 +74,18 @@ class Allowance(Protocol):
         ...
 
 
+class Answers(Protocol):
+    """Answers by digest of their request, kept from run to run; neither method ever fails a record."""
+
+    async def find(self, digest: bytes) -> bytes | None:
+        """The answer kept under `digest`, or None."""
+        ...
+
+    def keep(self, digest: bytes, answer: bytes) -> None:
+        """Keep an answer that came just now; quick, it is written later."""
+        ...
+
+
 class Observer(Protocol):
     """Told of what happens while it happens; passive, quick, never raises."""
 

@@ -45,6 +45,12 @@ def _ctl(app: typer.Typer) -> None:
     app.command(help=_prose(ctl.__doc__), short_help=summary, cls=Sectioned)(ctl)
 
 
+def _cache(app: typer.Typer) -> None:
+    from batchllm.cli.cache import cache_app
+
+    app.add_typer(cache_app, name="cache", short_help="Look into a cache of answers, or prune it.")
+
+
 def _init(app: typer.Typer) -> None:
     from batchllm.cli.init import init
 
@@ -69,6 +75,7 @@ COMMANDS: dict[str, Callable[[typer.Typer], None]] = {
     "run": _run,
     "retry": _retry,
     "ctl": _ctl,
+    "cache": _cache,
     "init": _init,
     "simulate": _simulate,
     "models": _models,

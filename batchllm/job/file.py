@@ -36,7 +36,7 @@ def from_file(
     *,
     implicit: bool,
 ) -> dict[str, Given]:
-    """What the job file holds that `option` or the environment names, or the one in `folder` where `implicit`.
+    """What the job file holds that `option` or the environment names, else, if `implicit`, that in `folder`.
 
     Raises ConfigError that names the line.
     """

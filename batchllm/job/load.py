@@ -133,7 +133,7 @@ def _read(setting: Setting, found: Given) -> Any:
             value = [_with_content(message, found.folder) for message in value]
         if setting.name == "finish":
             value["folder"] = str(found.folder.absolute())
-        if setting.name in ("input", "output", "dead_letter", "quota_file", "image_root"):
+        if setting.name in ("input", "output", "dead_letter", "quota_file", "cache", "image_root"):
             value = _anchored(value, found)
         elif not _is_utf8(value):
             raise ValueError("expected UTF-8 text")

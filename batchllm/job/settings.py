@@ -216,6 +216,12 @@ class Job:
     quota_file: str | None = how(
         None, values.text, "--quota-file", "FILE", "Share the limits with other runs that name this file"
     )
+    cache: str | None = how(
+        None, values.text, "--cache", "FILE", "Keep answers here, and answer the same request from it"
+    )
+    cache_ttl: float | None = how(
+        None, values.duration, "--cache-ttl", "DURATION", "How long a kept answer is good (default for ever)"
+    )
     timeout: float = how(
         120.0,
         values.duration,

@@ -316,7 +316,7 @@ def outcome_of(entry: Entry, line: bytes) -> Outcome:
     if "stages" in told:
         trail.answers, trail.skipped = told["stages"], told.get("skipped")
     if entry.kind == OUTPUT:
-        return Done(record, Reply("", None, usage, None, ""), trail, entry.at)
+        return Done(record, Reply("", None, usage, None, "", cached=not entry.calls), trail, entry.at)
     error = told["error"]
     failure = Failure(error["kind"], error["cause"], error["message"], stage=error.get("stage"))
     return Dead(record, failure, trail, entry.at)

@@ -21,7 +21,7 @@ _EXAMPLES = 3
 _EXAMPLE_LENGTH = 300
 _CAUSES = 100
 _COUNTS = (
-    *("succeeded", "failed", "calls", "retried"),
+    *("succeeded", "failed", "calls", "retried", "cached"),
     *("input_tokens", "output_tokens", "cached_tokens", "unknown_calls"),
 )
 _OF_STAGE = ("came", "ok", "skipped", "failed")
@@ -54,16 +54,17 @@ class Stage:
 class Summary:
     """The totals of a run over all its sessions; equal when everything counted is equal.
 
-    `calls` counts every call of a settled record, `retried` the records that needed more than one.
-    `unknown_calls` is how many calls were answered in a way that no rule knows; those of records that were
-    settled shortly before a crash are missing there. `latency` holds the seconds of the call that brought
-    the answer. `first_at` and `last_at` are when the first and the last record were settled, Unix seconds.
+    `calls` counts every call of a settled record, `retried` the records that needed more than one, `cached`
+    the successes that needed none. `unknown_calls`: calls answered in a way that no rule knows; those of
+    records settled shortly before a crash are missing there. `latency` holds the seconds of the call that
+    brought the answer. `first_at` and `last_at`: when the first and last record were settled, Unix seconds.
     """
 
     succeeded: int = 0
     failed: int = 0
     calls: int = 0
     retried: int = 0
+    cached: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -104,6 +105,8 @@ class Summary:
             self.succeeded += 1
             if calls:
                 self.latency.add(attempts[-1].seconds)
+            elif outcome.reply.cached:
+                self.cached += 1
         else:
             self.failed += 1
             error = outcome.error

@@ -77,6 +77,7 @@ def summary_line(summary: Summary, facts: Facts) -> str:
             "unknown_calls": summary.unknown_calls,
             "calls": summary.calls,
             "retried": summary.retried,
+            "cached": summary.cached,
             "input_tokens": summary.input_tokens,
             "output_tokens": summary.output_tokens,
             "cached_tokens": summary.cached_tokens,
@@ -121,6 +122,8 @@ def rows(summary: Summary, facts: Facts) -> Iterator[tuple[str, str]]:
         yield "unknown", f"answers that no rule knows: {answers:,}; dead letters of them: {summary.unknown:,}"
     retried = f" (records retried: {summary.retried:,})" if summary.retried else ""
     yield "calls", f"{summary.calls:,}{retried}"
+    if summary.cached:
+        yield "from cache", f"{summary.cached:,}"
     if summary.input_tokens or summary.output_tokens:
         cached = f" ({summary.cached_tokens:,} cached)" if summary.cached_tokens else ""
         yield "tokens", f"{summary.input_tokens:,} in{cached}, {summary.output_tokens:,} out"

@@ -19,7 +19,7 @@ from batchllm.layers.traced import Traced
 from batchllm.layers.within import Within
 from batchllm.model import Dead, Record, frozen
 from batchllm.pipeline import Render, Stage
-from batchllm.ports import Observer, Provider, ProviderSpec
+from batchllm.ports import Answers, Observer, Provider, ProviderSpec
 from batchllm.prompt import Messages, explain_missing, missing_fields
 from batchllm.schema import Schema
 from batchllm.stop import Stop
@@ -30,6 +30,17 @@ if TYPE_CHECKING:
     from batchllm.prompt import Condition
 
 _BATCH_URLS = ("/v1/chat/completions", "/chat/completions")
+
+
+@frozen
+class Shared:
+    """What all stacks of a run share: `window` where there are several gates, `answers` of a cache."""
+
+    job: Job
+    stop: Stop
+    observers: Sequence[Observer]
+    window: anyio.CapacityLimiter | None = None
+    answers: Answers | None = None
 
 
 @frozen
@@ -119,37 +130,28 @@ class Asking:
             return _batch_body
         return rendering(self.job, self.prompt, self.model)
 
-    def stack(
-        self,
-        provider: Provider,
-        gate: Gate,
-        stop: Stop,
-        observers: Sequence[Observer],
-        *,
-        run: Job,
-        within: anyio.CapacityLimiter | None = None,
-    ) -> Provider:
-        """The stage's stack, outermost first: Structured(Retrying(Gated(Traced(provider)))).
-
-        `within` is the window of the whole `run`, where several gates share it.
-        """
-        job = self.job
-        inner: Provider = Traced(provider, observers, self.name)
-        if within is not None:
-            inner = Within(inner, within)
+    def stack(self, provider: Provider, gate: Gate, shared: Shared) -> Provider:
+        """The stage's stack, outermost first: Cached(Structured(Retrying(Gated(Traced(provider)))))."""
+        job, run = self.job, shared.job
+        inner: Provider = Traced(provider, shared.observers, self.name)
+        if shared.window is not None:
+            inner = Within(inner, shared.window)
         gated: Provider = Gated(inner, gate)
         if job.concurrency != "auto" and (run.concurrency == "auto" or job.concurrency < run.concurrency):
             gated = Within(gated, anyio.CapacityLimiter(job.concurrency))
-        retrying = Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=stop, witness=gate)
-        return Structured(retrying, schema=self.schema, repair=job.repair, stop=stop)
+        retrying = Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=shared.stop, witness=gate)
+        judged = Structured(retrying, schema=self.schema, repair=job.repair, stop=shared.stop)
+        if shared.answers is None:
+            return judged
+        from batchllm.layers.cached import Cached  # most runs have none
 
-    def step_stack(
-        self, provider: Provider, gate: Gate, stop: Stop, observers: Sequence[Observer]
-    ) -> tuple[Provider, Lingering]:
+        return Cached(judged, shared.answers, whole=self.spec.whole, waits=lambda: gate.spared())
+
+    def step_stack(self, provider: Provider, gate: Gate, shared: Shared) -> tuple[Provider, Lingering]:
         """The stack of a function, Retrying(Lingering(Gated(Traced(step)))), and who waits in it."""
         job = self.job
-        lingering = Lingering(Gated(Traced(provider, observers, self.name), gate), stop)
-        stack = Retrying(lingering, most=job.max_retries, backoff=job.backoff, stop=stop, witness=gate)
+        lingering = Lingering(Gated(Traced(provider, shared.observers, self.name), gate), shared.stop)
+        stack = Retrying(lingering, most=job.max_retries, backoff=job.backoff, stop=shared.stop, witness=gate)
         return stack, lingering
 
 

@@ -26,7 +26,7 @@ from batchllm.sources import JsonlSource, Variants, check_inputs
 from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.watch import FailureWatch
-from batchllm.wire.asking import same_failure_hint
+from batchllm.wire.asking import Shared, same_failure_hint
 from batchllm.wire.later import again, meaning_digest, replan
 from batchllm.wire.limiting import allowed_calls
 from batchllm.wire.live import Finished, Live
@@ -34,8 +34,10 @@ from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder,
 from batchllm.wire.places import Places, places
 from batchllm.wire.plan import Plan, Wired, plan_of
 from batchllm.wire.resume import move_old_letters, open_run
+from batchllm.wire.reusing import SPARE, answers_of, beside
 
 if TYPE_CHECKING:
+    from batchllm.cache import Store
     from batchllm.pilot import Pilot
 
 
@@ -77,8 +79,9 @@ async def build(
         raise ConfigError("--rounds needs an output that can be gone on with", "give -o FILE")
     plan = plan_of(loaded, environ, terminal=terminal)
     allowed_calls(loaded.job)
+    store = await answers_of(loaded.job, stack)
     if where.on_stdout:
-        live = await _assemble(loaded.job, plan, where, None, stop, observers, stack, say)
+        live = await _assemble(loaded.job, plan, where, None, stop, observers, stack, say, store)
     else:
         opened = open_run(loaded.job, where, say) if retry is None else _open_again(loaded.job, where, say)
         with ExitStack() as undo:
@@ -90,7 +93,9 @@ async def build(
                 changes = opened.state.later.job | (retry.changes if retry is not None else {})
                 loaded = replace(loaded, job=replace(loaded.job, **changes))
                 plan = plan_of(loaded, environ, terminal=terminal)
-            live = await _assemble(loaded.job, plan, where, opened, stop, observers, stack, say, providers)
+            live = await _assemble(
+                loaded.job, plan, where, opened, stop, observers, stack, say, store, providers
+            )
             undo.pop_all()
     live.warnings += plan.warnings
     return live
@@ -172,6 +177,7 @@ async def _assemble(
     observers: Sequence[Observer],
     stack: AsyncExitStack,
     say: Say,
+    store: Store | None,
     providers: list[Provider] | None = None,
 ) -> Live:
     state = opened.state if opened is not None else State(settled=Settled())
@@ -189,7 +195,7 @@ async def _assemble(
         write_header(opened, job, where, shape)
     gates = await plan.gates(job, providers, stop, observers, stack)
     run_id = opened.run_id if opened is not None else os.urandom(8).hex()
-    wired = plan.wire(job, providers, gates, stop, observers, raw=raw)
+    wired = plan.wire(providers, gates, Shared(job, stop, observers, answers=store), raw=raw)
     noted = read_notes(opened.journal, state) if opened is not None and plan.stages else Noted()
     pipeline = Pipeline(
         wired.stages,
@@ -199,7 +205,7 @@ async def _assemble(
         answered=noted.answers,
     )
     watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
-    engine = _engine(job, pipeline, wired, watch, stop)
+    engine = _engine(job, pipeline, wired, watch, stop, store)
     if opened is None:
         move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
     fed: Source = source
@@ -226,10 +232,13 @@ async def _assemble(
     )
 
 
-def _engine(job: Job, pipeline: Pipeline, wired: Wired, watch: FailureWatch, stop: Stop) -> Engine:
-    gate = wired.gate
-    engine = Engine(pipeline, workers_for(gate.target), stop, watch, job.grace, gate.room, gate.tend)
-    gate.watch(engine.rouse, lambda target: engine.resize(workers_for(target)))
+def _engine(
+    job: Job, pipeline: Pipeline, wired: Wired, watch: FailureWatch, stop: Stop, store: Store | None
+) -> Engine:
+    gate, spare = wired.gate, SPARE if store is not None else 0
+    workers, tending = workers_for(gate.target), beside(gate.tend, store)
+    engine = Engine(pipeline, workers, stop, watch, job.grace, gate.room, tending, spare)
+    gate.watch(engine.rouse, lambda target: engine.resize(workers_for(target)), engine.instead)
     for layer in wired.lingering:
         layer.linger = engine.lingering
     return engine

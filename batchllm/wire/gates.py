@@ -88,7 +88,9 @@ class Gates:
             for gate in self._gates:
                 tasks.start_soon(gate.tend)
 
-    def watch(self, freed: Callable[[], None], resized: Callable[[float], None]) -> None:
-        """Call `freed` where there is room anew, `resized` with each new target."""
+    def watch(
+        self, freed: Callable[[], None], resized: Callable[[float], None], spared: Callable[[], None]
+    ) -> None:
+        """Call `freed` where there is room anew, `resized` with each new target, `spared` for who waits."""
         for gate in self._gates:
-            gate.watch(freed, lambda _: resized(self.target))
+            gate.watch(freed, lambda _: resized(self.target), spared)

@@ -39,10 +39,13 @@ def places(job: Job) -> Places:
     dead = job.dead_letter or _default_dead(inputs[0], output)
     if dead == "-":
         raise ConfigError("dead letters can't go to stdout", "give a file: -d FILE")
-    _check_names([*inputs, output, dead])
+    kept = [(job.cache, "cache")] if job.cache is not None else []
+    _check_names([*inputs, output, dead, *(path for path, _ in kept)])
     for name, path in (("output", output), ("dead-letter file", dead)):
         _check_target(name, path)
-    _check_distinct([*((path, "input") for path in inputs), (output, "output"), (dead, "dead-letter file")])
+    _check_distinct(
+        [*((path, "input") for path in inputs), (output, "output"), (dead, "dead-letter file"), *kept]
+    )
     return Places(inputs, output, dead)
 
 

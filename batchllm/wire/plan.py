@@ -21,7 +21,7 @@ from batchllm.model import Record, frozen
 from batchllm.pipeline import Stage
 from batchllm.ports import Observer, Provider
 from batchllm.stop import Stop
-from batchllm.wire.asking import Asking, asking, check_fields, missing
+from batchllm.wire.asking import Asking, Shared, asking, check_fields, missing
 from batchllm.wire.gates import Gates
 from batchllm.wire.limiting import gate_of, limits_of
 
@@ -105,32 +105,24 @@ class Plan:
         return [gates[each.account] for each in self]
 
     def wire(
-        self,
-        job: Job,
-        providers: Sequence[Provider],
-        gates: Sequence[Gate],
-        stop: Stop,
-        observers: Sequence[Observer],
-        *,
-        raw: bool,
+        self, providers: Sequence[Provider], gates: Sequence[Gate], shared: Shared, *, raw: bool
     ) -> Wired:
         """The stacks of all, each with its provider behind its gate; `raw` records hold request bodies."""
-        calling = dict.fromkeys(gate for each, gate in zip(self, gates, strict=True) if not each.is_step)
-        window = None
-        if len(calling) > 1 and job.concurrency != "auto":
-            window = anyio.CapacityLimiter(job.concurrency)
         distinct = list(dict.fromkeys(gates))
-        wired = Wired({}, distinct[0] if len(distinct) == 1 else Gates(distinct, window), [])
+        calling = dict.fromkeys(gate for each, gate in zip(self, gates, strict=True) if not each.is_step)
+        if len(calling) > 1 and shared.job.concurrency != "auto":
+            shared = replace(shared, window=anyio.CapacityLimiter(shared.job.concurrency))
+        wired = Wired({}, distinct[0] if len(distinct) == 1 else Gates(distinct, shared.window), [])
         made = iter(zip(providers, gates, strict=True))
         for name, stages in zip(self.names or (None,), self.askings, strict=True):
             wired.stages[name] = []
             for each in stages:
                 provider, gate = next(made)
                 if each.is_step:
-                    stack, lingering = each.step_stack(provider, gate, stop, observers)
+                    stack, lingering = each.step_stack(provider, gate, shared)
                     wired.lingering.append(lingering)
                 else:
-                    stack = each.stack(provider, gate, stop, observers, within=window, run=job)
+                    stack = each.stack(provider, gate, shared)
                 wired.stages[name].append(each.ready(stack, raw=raw))
         return wired
 

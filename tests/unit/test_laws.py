@@ -14,7 +14,7 @@ LEVELS = [
     {"model", "errors"},
     {"job", "ports", "prompt", "schema", "pricing", "limits", "summary", "faults", "lines", "stop", "watch"},
     {"transport"},
-    {"engine", "pipeline", "ledger", "layers", "providers", "sources", "sinks", "quota"},
+    {"engine", "pipeline", "ledger", "layers", "providers", "sources", "sinks", "quota", "cache"},
     {"run", "report", "simulate", "scale", "control", "pilot", "finish"},
     {"wire", "testing"},
     {"ui"},

@@ -43,8 +43,9 @@ class Gate:
     silence from idleness. A run that stops opens the window: who waits there comes through and is dropped.
     `window` is as wide as it may ever be, which is the `ceiling`; `target` is how wide it is to be, and
     `adaptive` finds that. `ramp` begins with few calls where no limit is known. `freed` is called where a
-    slot becomes free and its holder is not about to take it again, and where the window has grown, `resized`
-    with each new target. `tend` has to run beside.
+    slot becomes free and its holder is not about to take it again, and where the window has grown, `spared`
+    where a record waits for another's answer and not for a slot, `resized` with each new target. `tend` has
+    to run beside.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Gate:
         if ramp and limiter.free and adaptive is None:
             self._ramp = (self._moved, 0)
         self.freed: Callable[[], None] = lambda: None
+        self.spared: Callable[[], None] = lambda: None
         self.resized: Callable[[float], None] = lambda target: None
         self._resize(self.target if adaptive is None else adaptive.size)
         stop.then(self._open)
@@ -154,9 +156,11 @@ class Gate:
         """Other limits of the user's a minute, by dimension; None for none."""
         self.limiter.retune(limits)
 
-    def watch(self, freed: Callable[[], None], resized: Callable[[float], None]) -> None:
-        """Call `freed` where there is room anew, `resized` with each new target."""
-        self.freed, self.resized = freed, resized
+    def watch(
+        self, freed: Callable[[], None], resized: Callable[[float], None], spared: Callable[[], None]
+    ) -> None:
+        """Call `freed` where there is room anew, `resized` with each new target, `spared` for who waits."""
+        self.freed, self.resized, self.spared = freed, resized, spared
 
     def retune(self, concurrency: int) -> None:
         """Another window, a fixed one; ValueError above `ceiling`."""

@@ -17,7 +17,8 @@ def note(output, dead_letter, summary):
     print("noted")
     with open("notes.jsonl", "a") as notes:
         lines = open(output).read().count("\\\\n") if output != "-" else None
-        notes.write(json.dumps([lines, dead_letter and os.path.basename(dead_letter), summary["processed"]]) + "\\\\n")
+        letters = dead_letter and os.path.basename(dead_letter)
+        notes.write(json.dumps([lines, letters, summary["processed"]]) + "\\\\n")
 
 async def later(summary):
     await asyncio.sleep(0)

@@ -29,8 +29,6 @@ from batchllm.providers.raised import as_json, meaning
 from batchllm.providers.resource import opened
 from batchllm.providers.step_processes import Workers
 
-LEFT_BEHIND = 512
-"""Calls that may go on although they were given up, or their places were: each may hold a thread."""
 _BY_PLACE = ("record", "answers", "key")
 
 
@@ -40,7 +38,8 @@ class StepSpec:
 
     `timeout` is in seconds from its start to its return. `threads` is how many calls of a function that isn't
     async may run at once, be it in threads or, with `process`, in processes. `on_timeout` "kill" gives a call
-    up; "continue" gives only its place up.
+    up; "continue" gives only its place up. `left_behind` is how many calls may go on although they, or their
+    places, were given up: each may hold a thread.
     """
 
     function: str
@@ -50,6 +49,7 @@ class StepSpec:
     on_timeout: Literal["kill", "continue"] = "kill"
     open: str | None = None
     threads: int = 20
+    left_behind: int = 512
 
 
 @asynccontextmanager
@@ -144,8 +144,13 @@ class Step:
         self._async = _is_async(function)
         self._places = anyio.CapacityLimiter(math.inf if self._async else spec.threads)
         self._threads = anyio.CapacityLimiter(math.inf)
-        self._in_threads = set[object]()
+        self._threaded = set[object]()
         self._outlasting = set[_Call]()
+
+    @property
+    def in_threads(self) -> int:
+        """Calls that threads work on now, those that were given up included."""
+        return len(self._threaded)
 
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """What the function returns as the reply's value.
@@ -198,9 +203,9 @@ class Step:
         return as_json(await call())
 
     async def _in_thread(self, call: Callable[[], Any]) -> str:
-        if len(self._in_threads) >= self._spec.threads + LEFT_BEHIND:
+        if self.in_threads >= self._spec.threads + self._spec.left_behind:
             raise FatalError(
-                f"{LEFT_BEHIND} calls of {self._spec.function} were given up and still hold their threads",
+                f"{self._spec.left_behind} calls of {self._spec.function} were given up and go on in threads",
                 "give what it waits for a timeout, or use process = true; then run the same command again",
             )
         answer = await to_thread.run_sync(self._blocking, call, abandon_on_cancel=True, limiter=self._threads)
@@ -208,12 +213,12 @@ class Step:
 
     def _blocking(self, call: Callable[[], Any]) -> Any:
         """On a thread: the JSON of what is returned, or what has still to be awaited."""
-        self._in_threads.add(call)
+        self._threaded.add(call)
         try:
             value = call()
             return value if inspect.isawaitable(value) else as_json(value)
         finally:
-            self._in_threads.discard(call)
+            self._threaded.discard(call)
 
     async def _outlast(self, ask: Callable[[], Awaitable[Reply]], seconds: float) -> Reply:
         """Wait so long for a call that then goes on without a place."""
@@ -223,7 +228,7 @@ class Step:
         try:
             with anyio.move_on_after(seconds):
                 await call.ended.wait()
-            goes_on = not call.ended.is_set() and len(self._outlasting) < LEFT_BEHIND
+            goes_on = not call.ended.is_set() and len(self._outlasting) < self._spec.left_behind
         finally:
             if not goes_on:
                 call.scope.cancel()

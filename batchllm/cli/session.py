@@ -127,8 +127,7 @@ async def _passes(session: _Session, retry: Again | None) -> int:
         return int(_too_many_failed(live.summary, job) or bool(live.unfinished_line))
     reason, hint = _reason(stop)
     if not isinstance(stop.reason, OutputClosed):
-        ui.say(f"stopped: {reason}")
-        ui.say(f"hint: {hint}")
+        ui.say(f"stopped: {reason}\nhint: {hint}")
     return _code(stop)
 
 
@@ -309,6 +308,7 @@ def _end(session: _Session, live: Live) -> int:
         given_up=live.parts.engine.cancelled,
         dropped=live.parts.engine.dropped,
         resumed=session.skipped or 0,
+        comparison=live.comparison(),
     )
     ui.final(live.summary, facts, kind=session.kind(live.places.on_stdout), quiet=live.job.quiet)
     return _code(stop) or int(_too_many_failed(live.summary, live.job) or bool(live.source.unfinished))
@@ -345,5 +345,6 @@ def _finished_facts(finished: Finished) -> Any:
         dead_letter=finished.places.dead_letter if finished.summary.failed else None,
         resumed=finished.summary.settled,
         already_done=True,
+        comparison=finished.comparison(),
         hint=f"{finished.unfinished_line} is still not whole" if finished.unfinished_line else None,
     )

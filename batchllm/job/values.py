@@ -177,6 +177,14 @@ def names(value: Any) -> tuple[str, ...]:
     return tuple(part.strip() for item in value for part in item.split(","))
 
 
+def expectation(value: Any) -> str:
+    """`FIELD=output.path`, as it was written."""
+    from batchllm.expected import Expectation  # few runs have one
+
+    Expectation(text(value))
+    return str(value)
+
+
 def paths(value: Any) -> tuple[str, ...]:
     """One path or a list of them."""
     if isinstance(value, str):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from batchllm.errors import BadInput
+from batchllm.errors import BadInput, ConfigError
+from batchllm.expected import Expectation
 from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate, Gated
 from batchllm.layers.retrying import Retrying
@@ -32,8 +33,8 @@ class Asking:
     schema: Schema | None
 
     def enough(self, records: Sequence[Record]) -> bool:
-        """Whether these records have every field that the prompt needs."""
-        return not missing_fields(self.prompt.fields, _objects(records))
+        """Whether these records have every field that the prompt needs, and the one with the answer."""
+        return not missing_fields(self.prompt.fields, _objects(records)) and not self.unlabelled(records)
 
     def check_fields(self, first: Sequence[Record]) -> None:
         """A template field that none of the first records has is a mistake in the template: ConfigError."""
@@ -41,6 +42,15 @@ class Asking:
         missing = missing_fields(self.prompt.fields, objects) if objects else []
         if missing:
             raise explain_missing(missing, objects, default_prompt=self.job.prompt is None)
+
+    def unlabelled(self, first: Sequence[Record]) -> list[str]:
+        """A warning where none of the first records has the field with the expected answer."""
+        if self.job.expect is None or not first:
+            return []
+        field = Expectation(self.job.expect).field
+        if any(field in data for data in _objects(first)):
+            return []
+        return [f"none of the {len(first)} records read so far has the field {field!r} of --expect"]
 
     def render(self, *, raw: bool) -> Render:
         """What makes a request body of a record's data; `raw` records hold theirs."""
@@ -73,6 +83,24 @@ def asking(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Ask
         system_name=loaded.origin("system"),
     )
     return Asking(job, chosen, prompt, schema)
+
+
+def expectation(job: Job) -> Expectation | None:
+    """How answers are judged, None where they aren't; ConfigError where they can't be."""
+    if job.expect is None:
+        return None
+    expect = Expectation(job.expect)
+    if job.emit != "result":
+        raise ConfigError(
+            f"--expect puts its verdicts into lines of --emit result, and this is --emit {job.emit}",
+            "leave out --emit, or --expect",
+        )
+    if expect.path and job.schema is None:
+        raise ConfigError(
+            f"--expect {job.expect}: without a schema the answer is a text, which has nothing inside",
+            f"give a --schema, or compare the whole text: --expect {expect.field}=output",
+        )
+    return expect
 
 
 def same_failure_hint(dead: Dead) -> str | None:

@@ -27,7 +27,7 @@ from batchllm.sources import JsonlSource, check_inputs
 from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.watch import FailureWatch
-from batchllm.wire.asking import Asking, asking, same_failure_hint
+from batchllm.wire.asking import Asking, asking, expectation, same_failure_hint
 from batchllm.wire.later import again, meaning_digest, replan
 from batchllm.wire.limiting import allowed_calls, gate_of
 from batchllm.wire.live import Finished, Live
@@ -77,6 +77,7 @@ async def build(
         raise ConfigError("--rounds needs an output that can be gone on with", "give -o FILE")
     asked = asking(loaded, environ, terminal=terminal)
     allowed_calls(loaded.job)
+    expectation(loaded.job)
     if where.on_stdout:
         live = await _assemble(asked, where, None, stop, observers, stack, say)
     else:
@@ -85,7 +86,7 @@ async def build(
             undo.callback(discard, opened)
             provider = await _begin_pass(asked, where, opened, retry, stack)
             if _nothing_to_do(opened, where, retry):
-                return Finished(where, restore(opened.state), opened.state.unfinished_line)
+                return Finished(where, restore(opened.state), opened.state.unfinished_line, loaded.job.expect)
             if provider is None and opened.state.later is not None and opened.state.later.job:
                 changes = opened.state.later.job | (retry.changes if retry is not None else {})
                 loaded = replace(loaded, job=replace(loaded.job, **changes))
@@ -218,6 +219,7 @@ async def _assemble(
         run_id=run_id,
         opened=opened,
         pilot=pilot,
+        warnings=asked.unlabelled(first),
     )
 
 
@@ -277,7 +279,7 @@ def _ledger(
     ledger = Ledger(
         Stdout() if opened is None else opened.journal.sinks["output"],
         JsonlFile(where.dead_letter, lazy=True) if opened is None else opened.journal.sinks["dead"],
-        Shape(job.emit, job.keep, job.merge_failed),
+        Shape(job.emit, job.keep, job.merge_failed, expectation(job)),
         summary,
         state.settled,
         stop,

@@ -54,9 +54,9 @@ def comparison_blocks(comparison: Comparison) -> list[Block]:
     ]
     blocks[-1] = Block(blocks[-1].rows, note)
     if comparison.pairs:
-        heads = ("difference", "both right", "only first", "only second", "neither", "p")
+        heads = ("right under", "both", "1st only", "2nd only", "neither", "p")
         rows = (heads, *(_pair(pair) for pair in comparison.pairs))
-        blocks.append(Block(rows, "records answered under both; p: McNemar's exact test, two-sided"))
+        blocks.append(Block(rows, "of the records answered under both; p: McNemar's exact test, two-sided"))
     return blocks
 
 
@@ -151,7 +151,7 @@ def _parts(heads: Sequence[str], columns: list[tuple[str, ...]]) -> Iterator[lis
 def _pair(pair: Pair) -> tuple[str, ...]:
     counts = (pair.both, pair.only_first, pair.only_second, pair.neither)
     p = f"{pair.p:.4f}" if pair.p >= 0.0001 else f"{pair.p:.1e}"
-    names = f"{_name(pair.first, 13)}, {_name(pair.second, 13)}"
+    names = f"{_name(pair.first, 12)}, {_name(pair.second, 12)}"
     return names, *(f"{count:,}" for count in counts), p
 
 
@@ -181,7 +181,10 @@ def _confusion(tally: Tally, accuracy: Accuracy, table: Table) -> Block:
 
 def _name(name: str | None, longest: int = _NAME_LENGTH) -> str:
     shown = "(none)" if name is None else clean(name)
-    return shown if len(shown) <= longest else shown[: longest - 3] + "..."
+    if len(shown) <= longest:
+        return shown
+    end = (longest - 3) // 2  # names often differ at their ends
+    return f"{shown[: longest - 3 - end]}...{shown[-end:]}"
 
 
 def _share(share: float) -> str:

@@ -13,25 +13,31 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from batchllm.model import Attempt, Dead, Done, Failure, Record, Trail, Usage, frozen
 
+if TYPE_CHECKING:
+    from batchllm.expected import Expectation
+
 LONGEST_RAW = 64 << 10
 """Characters of a raw answer that a dead letter holds."""
 
+_OWN = frozenset({"variant", "expected", "correct"})
+"""Names that mean something in a result even where it has none of them."""
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]|[^\s,:\[\]{}"]++')
 
 
 @frozen
 class Shape:
-    """How output lines look: `emit` is result, merged or openai-batch."""
+    """How output lines look: `emit` is result, merged or openai-batch; `expect` judges the answers."""
 
     emit: str = "result"
     keep: tuple[str, ...] = ()
     merge_failed: bool = False
+    expect: Expectation | None = None
 
 
 def output_line(done: Done, shape: Shape) -> bytes:
@@ -59,6 +65,8 @@ def output_line(done: Done, shape: Shape) -> bytes:
         fields |= _run_fields(done)
     if reply.cached:
         fields["cached"] = True
+    if shape.expect is not None:
+        fields |= shape.expect.verdict(record.data, reply.value)
     line = dumps(fields)
     if shape.keep and (kept := _kept(record, shape.keep, fields)):
         line = line[:-1] + b"," + kept + b"}"
@@ -218,7 +226,7 @@ def _kept(record: Record, keep: tuple[str, ...], taken: dict[str, Any]) -> bytes
     """The members to carry over; one whose name the result has already is called `input_<name>`."""
     wanted = set(keep)
     parts = {
-        (f"input_{name}" if name in taken else name): value
+        (f"input_{name}" if name in taken or name in _OWN else name): value
         for name, value in members(record.line)
         if name in wanted
     }

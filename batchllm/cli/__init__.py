@@ -38,6 +38,13 @@ def _retry(app: typer.Typer) -> None:
     app.command(help=_prose(retry.__doc__), short_help=summary, cls=Sectioned)(retry)
 
 
+def _report(app: typer.Typer) -> None:
+    from batchllm.cli.report import report
+
+    summary = "Show what a run came to, and compare its variants."
+    app.command(help=_prose(report.__doc__), short_help=summary, cls=Sectioned)(report)
+
+
 def _ctl(app: typer.Typer) -> None:
     from batchllm.cli.ctl import ctl
 
@@ -74,6 +81,7 @@ def _models(app: typer.Typer) -> None:
 COMMANDS: dict[str, Callable[[typer.Typer], None]] = {
     "run": _run,
     "retry": _retry,
+    "report": _report,
     "ctl": _ctl,
     "cache": _cache,
     "init": _init,

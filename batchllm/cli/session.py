@@ -132,8 +132,7 @@ async def _passes(session: _Session, retry: Again | None) -> int:
         return _code(stop) or code or int(not done)
     reason, hint = _reason(stop)
     if not isinstance(stop.reason, OutputClosed):
-        ui.say(f"stopped: {reason}")
-        ui.say(f"hint: {hint}")
+        ui.say(f"stopped: {reason}\nhint: {hint}")
     return _code(stop)
 
 
@@ -291,6 +290,7 @@ def _end(session: _Session, live: Live) -> tuple[int, ui.Facts]:
         given_up=live.parts.engine.cancelled,
         dropped=live.parts.engine.dropped,
         resumed=session.skipped or 0,
+        comparison=live.comparison(),
     )
     if not isinstance(stop.reason, OutputClosed):
         ui.final(live.summary, facts, kind=session.kind(live.places.on_stdout), quiet=live.job.quiet)
@@ -328,5 +328,6 @@ def _finished_facts(finished: Finished) -> ui.Facts:
         dead_letter=finished.places.dead_letter if finished.summary.failed else None,
         resumed=finished.summary.settled,
         already_done=True,
+        comparison=finished.comparison(),
         hint=f"{finished.unfinished_line} is still not whole" if finished.unfinished_line else None,
     )

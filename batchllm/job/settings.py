@@ -64,6 +64,10 @@ class Job:
         (), "meaning", values.names, "--keep", "FIELD", "Input field carried into the result; repeatable",
         many=True, panel="Files",
     )  # fmt: skip
+    expect: str | None = files(
+        "meaning", None, values.expectation, "--expect", "FIELD=PATH",
+        "Field with the expected answer, to measure accuracy: label=output.category",
+    )  # fmt: skip
     merge_failed: bool = files(
         "meaning",
         False,

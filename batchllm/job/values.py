@@ -187,6 +187,14 @@ def name_list(value: Any) -> list[str]:
     return list(names(value))
 
 
+def expectation(value: Any) -> str:
+    """`FIELD=output.path`, as it was written."""
+    from batchllm.expected import Expectation  # few runs have one
+
+    Expectation(text(value))
+    return str(value)
+
+
 def paths(value: Any) -> tuple[str, ...]:
     """One path or a list of them."""
     if isinstance(value, str):

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from batchllm.model import frozen
 from batchllm.summary import Failed, Summary
-from batchllm.ui.figures import duration, per_cent, speed
+from batchllm.ui.figures import per_cent, precise, speed
 from batchllm.ui.lines import to_json
 from batchllm.ui.messages import capable, clean, error, label, say
+
+if TYPE_CHECKING:
+    from batchllm.report import Comparison
 
 _MESSAGE_LENGTH = 100
 _CAUSES_SHOWN = 5
@@ -27,6 +31,7 @@ class Facts:
     `elapsed` is in seconds. `stopped` says why it ended early, None if it came to its end; `hint` what to do
     next. `given_up` counts the calls given up in flight, `dropped` the records that were read and not
     settled, `resumed` the records settled by earlier sessions. `already_done`: there was nothing left to do.
+    `comparison` holds accuracy and variants, where there are any.
     """
 
     output: str
@@ -38,6 +43,7 @@ class Facts:
     dropped: int = 0
     resumed: int = 0
     already_done: bool = False
+    comparison: Comparison | None = None
 
 
 def final(summary: Summary, facts: Facts, *, kind: str, quiet: bool = False) -> None:
@@ -60,6 +66,7 @@ def summary_line(summary: Summary, facts: Facts) -> str:
     """The final figures as one line of JSON, `operation` being `summary`; times in seconds."""
     latency = summary.latency
     rate = _rate(summary, facts)
+    compared = facts.comparison.to_dict() if facts.comparison is not None else {}
     return to_json(
         {
             "operation": "summary",
@@ -99,6 +106,7 @@ def summary_line(summary: Summary, facts: Facts) -> str:
             "stopped": facts.stopped,
             "hint": facts.hint,
         }
+        | {name: compared[name] for name in ("accuracy", "variants", "pairs") if name in compared}
     )
 
 
@@ -130,9 +138,13 @@ def rows(summary: Summary, facts: Facts) -> Iterator[tuple[str, str]]:
     if summary.latency.count:
         latency = summary.latency
         figures = [("mean", latency.mean), *((f"p{q}", latency.quantile(q / 100)) for q in (50, 95, 99))]
-        yield "latency", "  ".join(f"{name} {_precise(seconds)}" for name, seconds in figures)
+        yield "latency", "  ".join(f"{name} {precise(seconds)}" for name, seconds in figures)
     if not facts.already_done:
-        yield "throughput", f"{speed(_rate(summary, facts))} over {_precise(facts.elapsed)}"
+        yield "throughput", f"{speed(_rate(summary, facts))} over {precise(facts.elapsed)}"
+    if facts.comparison is not None and not facts.comparison.named:
+        from batchllm.ui.comparing import accuracy_rows
+
+        yield from accuracy_rows(facts.comparison)
     if facts.given_up:
         yield "given up", f"calls in flight: {facts.given_up:,}; their records run again next time"
     if facts.dropped:
@@ -165,14 +177,6 @@ def _rate(summary: Summary, facts: Facts) -> float | None:
     return settled / facts.elapsed if settled > 0 and facts.elapsed > 0 else None
 
 
-def _precise(seconds: float | None) -> str:
-    if seconds is None:
-        return "--"
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s" if seconds < 100 else duration(seconds)
-
-
 def _rounded(number: float | None) -> float | None:
     return None if number is None else round(number, 4)
 
@@ -183,6 +187,10 @@ def _print(summary: Summary, facts: Facts) -> None:
         from batchllm.ui.table import draw
 
         draw(lines, sys.stderr)
-        return
-    for name, value in lines:
-        say(f"{name:<14} {value}")
+    else:
+        for name, value in lines:
+            say(f"{name:<14} {value}")
+    if facts.comparison is not None and facts.comparison.named:
+        from batchllm.ui.comparing import comparison_blocks, show_blocks
+
+        show_blocks(comparison_blocks(facts.comparison), sys.stderr)

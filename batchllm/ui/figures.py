@@ -193,6 +193,15 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400:,}d{whole % 86400 // 3600:02}h"
 
 
+def precise(seconds: float | None) -> str:
+    """`87 ms`, `1.23 s`, `12.3 s`, `3m05s`; `--` if unknown."""
+    if seconds is None:
+        return "--"
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s" if seconds < 100 else duration(seconds)
+
+
 def short(number: int) -> str:
     """`987`, `12.3k`, `1.2M`, `3.4B`: at most five characters up to a trillion."""
     for size, letter in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):

@@ -8,6 +8,16 @@ an earlier one stopped, `later` which records are asked again, `registry` which 
 from batchllm.wire.build import Again, build
 from batchllm.wire.live import Finished, Live
 from batchllm.wire.opening import stored_job
+from batchllm.wire.places import letters_beside
 from batchllm.wire.registry import PROVIDERS, provider_of
 
-__all__ = ["PROVIDERS", "Again", "Finished", "Live", "build", "provider_of", "stored_job"]
+__all__ = [
+    "PROVIDERS",
+    "Again",
+    "Finished",
+    "Live",
+    "build",
+    "letters_beside",
+    "provider_of",
+    "stored_job",
+]

@@ -27,6 +27,7 @@ from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.watch import FailureWatch
 from batchllm.wire.asking import Shared, same_failure_hint
+from batchllm.wire.expecting import expectation, unlabelled
 from batchllm.wire.later import again, meaning_digest, replan
 from batchllm.wire.limiting import allowed_calls
 from batchllm.wire.live import Finished, Live
@@ -79,6 +80,7 @@ async def build(
         raise ConfigError("--rounds needs an output that can be gone on with", "give -o FILE")
     plan = plan_of(loaded, environ, terminal=terminal)
     allowed_calls(loaded.job)
+    expectation(loaded.job)
     store = await answers_of(loaded.job, stack)
     if where.on_stdout:
         live = await _assemble(loaded.job, plan, where, None, stop, observers, stack, say, store)
@@ -88,7 +90,7 @@ async def build(
             undo.callback(discard, opened)
             providers = await _begin_pass(loaded.job, plan, where, opened, retry, stack)
             if _nothing_to_do(opened, where, retry):
-                return Finished(where, restore(opened.state), opened.state.unfinished_line)
+                return Finished(where, restore(opened.state), opened.state.unfinished_line, loaded.job.expect)
             if providers is None and opened.state.later is not None and opened.state.later.job:
                 changes = opened.state.later.job | (retry.changes if retry is not None else {})
                 loaded = replace(loaded, job=replace(loaded.job, **changes))
@@ -229,6 +231,7 @@ async def _assemble(
         run_id=run_id,
         opened=opened,
         pilot=pilot,
+        warnings=unlabelled(job, first),
     )
 
 
@@ -301,7 +304,7 @@ def _ledger(
     ledger = Ledger(
         Stdout() if opened is None else opened.journal.sinks["output"],
         JsonlFile(where.dead_letter, lazy=True) if opened is None else opened.journal.sinks["dead"],
-        Shape(job.emit, job.keep, job.merge_failed),
+        Shape(job.emit, job.keep, job.merge_failed, expectation(job)),
         summary,
         state.settled,
         stop,

@@ -7,9 +7,10 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchllm.errors import Drained
+from batchllm.errors import ConfigError, Drained
 from batchllm.job import Job
 from batchllm.layers.gated import Gate
 from batchllm.ledger import Ledger
@@ -23,6 +24,7 @@ from batchllm.wire.places import Places
 
 if TYPE_CHECKING:
     from batchllm.pilot import Pilot
+    from batchllm.report import Comparison
 
 
 @dataclass(slots=True)
@@ -142,6 +144,10 @@ class Live:
         """Take up no new record, and stop once the calls in flight have finished."""
         self.parts.stop.set(Drained("drained by ctl", "run the same command again to go on"))
 
+    def comparison(self) -> Comparison | None:
+        """What the files say of accuracy, once the run is through; None where nothing was expected."""
+        return None if self.parts.stop else comparison_of(self.places, self.job.expect)
+
     def follow(self, earlier: Live) -> None:
         """Go on as the pass before was steered."""
         if earlier.concurrency is not None:
@@ -191,3 +197,23 @@ class Finished:
     places: Places
     summary: Summary
     unfinished_line: str | None
+    expect: str | None = None
+
+    def comparison(self) -> Comparison | None:
+        """As that of a Live."""
+        return comparison_of(self.places, self.expect)
+
+
+def comparison_of(places: Places, expect: str | None) -> Comparison | None:
+    """Read the files of a run whose answers were judged; None for any other, and where they can't be read.
+
+    The run itself is done by then, so this is no place to fail.
+    """
+    if expect is None or places.on_stdout or not Path(places.output).is_file():
+        return None
+    from batchllm.report import compare  # few runs need it
+
+    try:
+        return compare(places.output, places.dead_letter, expect=expect)
+    except ConfigError:
+        return None

@@ -49,6 +49,11 @@ def places(job: Job) -> Places:
     return Places(inputs, output, dead)
 
 
+def letters_beside(output: str) -> str:
+    """The dead letters of an output, where no other name was given: `a.out.jsonl` → `a.dead.jsonl`."""
+    return f"{_stem(output, _SUFFIXES | {'.out'})}.dead.jsonl"
+
+
 def _piped() -> tuple[str, ...]:
     try:
         mode = os.fstat(0).st_mode
@@ -73,7 +78,7 @@ def _default_output(first: str) -> str:
 
 def _default_dead(first: str, output: str) -> str:
     if output != "-":
-        return f"{_stem(output, _SUFFIXES | {'.out'})}.dead.jsonl"
+        return letters_beside(output)
     return "stdin.dead.jsonl" if first == "-" else f"{_stem(first)}.dead.jsonl"
 
 

@@ -12,7 +12,21 @@ from batchllm.job import Job
 PACKAGE = Path(__file__).resolve().parents[2] / "batchllm"
 LEVELS = [
     {"model", "errors"},
-    {"job", "ports", "prompt", "schema", "pricing", "limits", "summary", "faults", "lines", "stop", "watch"},
+    {"expected"},
+    {
+        "job",
+        "ports",
+        "prompt",
+        "schema",
+        "pricing",
+        "limits",
+        "summary",
+        "stats",
+        "faults",
+        "lines",
+        "stop",
+        "watch",
+    },
     {"transport"},
     {"engine", "pipeline", "ledger", "layers", "providers", "sources", "sinks", "quota", "cache"},
     {"run", "report", "simulate", "scale", "control", "pilot", "finish"},

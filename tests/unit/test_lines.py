@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from batchllm.expected import Expectation
 from batchllm.lines import LONGEST_RAW, Shape, dead_line, dumps, failed_line, members, output_line, stamp
 from batchllm.model import Attempt, Dead, Done, Failure, Record, Reply, Trail, Usage
 
@@ -62,6 +63,26 @@ def test_a_result_line_has_the_contract_s_fields_in_its_order() -> None:
         ("finished_at", "2026-01-01T00:00:00.123Z"),
         ("request_id", "q1"),
     ]
+
+
+def test_an_expected_value_and_the_verdict_stand_behind_the_result_s_own_fields() -> None:
+    line = '{"id":"t4","label":"billing","expected":"theirs"}'
+    shape = Shape(keep=("label", "expected"), expect=Expectation("label=output.category"))
+    made = read(output_line(done(line, {"category": "refund"}), shape))
+    assert list(made.items())[-4:] == [
+        ("expected", "billing"),
+        ("correct", False),
+        ("label", "billing"),
+        ("input_expected", "theirs"),
+    ]
+    assert read(output_line(done(line, {"category": "billing"}), shape))["correct"] is True
+    assert {"expected", "correct"}.isdisjoint(read(output_line(done(), shape)))
+
+
+def test_a_kept_field_is_never_taken_for_a_variant_or_a_verdict() -> None:
+    made = read(output_line(done('{"variant":1,"correct":2}'), Shape(keep=("variant", "correct"))))
+    assert (made["input_variant"], made["input_correct"]) == (1, 2)
+    assert {"variant", "correct"}.isdisjoint(made)
 
 
 def test_a_parsed_answer_stands_in_the_line_as_json() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,7 +51,7 @@ def report(
     letters_there = letters if Path(letters).exists() else None
     if as_json:
         head = {"output": output, "dead_letter": letters_there, "state": standing(output)}
-        typer.echo(json.dumps(head | comparison.to_dict() | {"torn": comparison.torn}))
+        _write(json.dumps(head | comparison.to_dict() | {"torn": comparison.torn}) + "\n")
     else:
         _show(comparison, output, letters_there, standing(output))
 
@@ -85,7 +86,7 @@ def _check(output: str, job: dict[str, Any], letters: str | None) -> None:
 
 
 def _show(comparison: Comparison, output: str, letters: str | None, state: str | None) -> None:
-    from batchllm.ui.comparing import comparison_blocks, confusion_blocks, cost, show_blocks
+    from batchllm.ui.comparing import comparison_blocks, confusion_blocks, cost, plain, show_blocks
     from batchllm.ui.ending import Facts, rows
     from batchllm.ui.messages import capable
 
@@ -96,12 +97,23 @@ def _show(comparison: Comparison, output: str, letters: str | None, state: str |
     lines.append(("cost", cost(total.cost)))
     if comparison.torn:
         lines.append(("not counted", "a line at the end that is not whole yet"))
+    blocks = comparison_blocks(comparison) if comparison.named else []
+    blocks += confusion_blocks(comparison)
     if capable(sys.stdout):
         from batchllm.ui.table import draw
 
         draw(lines, sys.stdout)
+        show_blocks(blocks, sys.stdout)
     else:
-        for name, value in lines:
-            typer.echo(f"{name:<14} {value}")
-    blocks = comparison_blocks(comparison) if comparison.named else []
-    show_blocks([*blocks, *confusion_blocks(comparison)], sys.stdout)
+        text = [f"{name:<14} {value}" for name, value in lines] + (["", *plain(blocks)] if blocks else [])
+        _write("".join(f"{line}\n" for line in text))
+
+
+def _write(text: str) -> None:
+    """To stdout; exit 141 where its reader has gone."""
+    try:
+        sys.stdout.buffer.write(text.encode(sys.stdout.encoding, "backslashreplace"))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        raise typer.Exit(141) from None

@@ -5,6 +5,7 @@ Shown at the end of a run on stderr and by `batchllm report` on stdout; the numb
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
@@ -156,27 +157,30 @@ def _pair(pair: Pair) -> tuple[str, ...]:
 
 
 def _confusion(tally: Tally, accuracy: Accuracy, table: Table) -> Block:
-    labels = [*(_name(label, 14) for label in table.labels), *(["(other)"] if table.other else [])]
+    """The table of a variant's labels, or its commonest errors where that is too wide."""
     of = "" if tally.name is None else f" ({_name(tally.name)})"
-    heads = ("expected, answered" + of, *labels)
+    labels = _labels(table, 14)
     rows = [(label, *map(str, counts)) for label, counts in zip(labels, table.counts, strict=True)]
-    whole = (heads, *rows)
+    whole = (("expected, answered" + of, *labels), *rows)
     if sum(_GAP + max(map(len, column)) for column in zip(*whole, strict=True)) - _GAP <= _WIDTH:
         return Block(whole)
-    names = [*(_name(label) for label in table.labels), *(["(other)"] if table.other else [])]
+    every = tally.confusion.table(most=sys.maxsize)
+    names = _labels(every, _NAME_LENGTH)
     wrong = [
         (count, names[i], names[j])
-        for i, counts in enumerate(table.counts)
+        for i, counts in enumerate(every.counts)
         for j, count in enumerate(counts)
-        if count and (i != j or (table.other and i == len(table.labels)))
+        if count and i != j
     ]
     wrong.sort(key=lambda one: (-one[0], one[1:]))
     shown = tuple((expected, answered, f"{count:,}") for count, expected, answered in wrong[:_MISTAKES])
-    more = len(wrong) - len(shown)
-    note = f"wrong answers: {accuracy.n - accuracy.right:,}" + (
-        f"; {more:,} rarer ones are not shown" if more else ""
-    )
-    return Block((("expected" + of, "answered", "times"), *shown), note)
+    more = f"; kinds of them not shown: {len(wrong) - _MISTAKES:,}" if len(wrong) > _MISTAKES else ""
+    heads = ("expected" + of, "answered", "times")
+    return Block((heads, *shown), f"wrong answers: {accuracy.n - accuracy.right:,}{more}")
+
+
+def _labels(table: Table, longest: int) -> list[str]:
+    return [*(_name(label, longest) for label in table.labels), *(["(other)"] if table.other else [])]
 
 
 def _name(name: str | None, longest: int = _NAME_LENGTH) -> str:

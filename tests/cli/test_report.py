@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.running import ECHO, Ran, ended, run, started, tickets, wait_for_settled, write
+from tests.running import (
+    ECHO,
+    Ran,
+    command,
+    ended,
+    environment,
+    run,
+    started,
+    tickets,
+    wait_for_settled,
+    write,
+)
 
 CHOICE = {
     "type": "object",
@@ -165,6 +178,24 @@ def test_files_without_a_run_folder_are_reported_too(tmp_path: Path) -> None:
     (tmp_path / "saved.jsonl").write_bytes(ran.stdout)
     found = figures(tmp_path, "saved.jsonl")
     assert (found["state"], found["records"], found["dead_letter"]) == (None, 3, None)
+
+
+def test_a_reader_that_goes_ends_the_report_in_silence(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", tickets(2))
+    run(tmp_path, "a.jsonl", *ECHO)
+    read, written = os.pipe()
+    os.close(read)
+    process = subprocess.run(
+        command("a.out.jsonl", verb="report"),
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=written,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
+    os.close(written)
+    assert (process.returncode, process.stderr) == (141, b"")
 
 
 def test_what_is_no_output_of_a_run_is_refused(tmp_path: Path) -> None:

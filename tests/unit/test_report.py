@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
+from batchllm import ui
 from batchllm.errors import ConfigError
 from batchllm.lines import Shape, dead_line, failed_line, output_line
 from batchllm.model import Attempt, Dead, Done, Failure, Record, Reply, Trail, Usage
@@ -207,6 +208,21 @@ def test_an_answer_far_behind_its_partner_is_left_out_of_the_pairs() -> None:
         pairing.add(seq, variant, right=True)
     [pair] = pairing.pairs(["a", "b"])
     assert (pair.n, pair.both) == (2, 2)
+
+
+def test_the_end_of_a_run_shows_its_variants_and_tells_them_to_machines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, letters = labelled(RIGHT, DEAD)
+    comparison = compared(tmp_path, lines, letters, "label=output.category")
+    facts = ui.Facts("a.out.jsonl", 1.0, comparison=comparison)
+    ui.final(comparison.total.summary, facts, kind="log")
+    shown = capsys.readouterr().err.splitlines()
+    assert [*plain(comparison_blocks(comparison))] == shown[-len([*plain(comparison_blocks(comparison))]) :]
+    ui.final(comparison.total.summary, facts, kind="json")
+    told = json.loads(capsys.readouterr().err)
+    assert (told["accuracy"], [v["name"] for v in told["variants"]]) == (None, ["short", "long"])
+    assert told["pairs"] == [pair.to_dict() for pair in comparison.pairs]
 
 
 # --- totals

@@ -90,7 +90,7 @@ async def build(
             undo.callback(discard, opened)
             providers = await _begin_pass(loaded.job, plan, where, opened, retry, stack)
             if _nothing_to_do(opened, where, retry):
-                return Finished(where, restore(opened.state), opened.state.unfinished_line, loaded.job.expect)
+                return Finished(where, restore(opened.state), opened.state.unfinished_line, loaded.job)
             if providers is None and opened.state.later is not None and opened.state.later.job:
                 changes = opened.state.later.job | (retry.changes if retry is not None else {})
                 loaded = replace(loaded, job=replace(loaded.job, **changes))

@@ -146,7 +146,7 @@ class Live:
 
     def comparison(self) -> Comparison | None:
         """What the files say of accuracy, once the run is through; None where nothing was expected."""
-        return None if self.parts.stop else comparison_of(self.places, self.job.expect)
+        return None if self.parts.stop else comparison_of(self.places, self.job)
 
     def follow(self, earlier: Live) -> None:
         """Go on as the pass before was steered."""
@@ -197,23 +197,23 @@ class Finished:
     places: Places
     summary: Summary
     unfinished_line: str | None
-    expect: str | None = None
+    job: Job
 
     def comparison(self) -> Comparison | None:
         """As that of a Live."""
-        return comparison_of(self.places, self.expect)
+        return comparison_of(self.places, self.job)
 
 
-def comparison_of(places: Places, expect: str | None) -> Comparison | None:
-    """Read the files of a run whose answers were judged; None for any other, and where they can't be read.
+def comparison_of(places: Places, job: Job) -> Comparison | None:
+    """Read the files of a run that compares or judges; None for any other, and where they can't be read.
 
     The run itself is done by then, so this is no place to fail.
     """
-    if expect is None or places.on_stdout or not Path(places.output).is_file():
+    if not (job.expect or job.variant) or places.on_stdout or not Path(places.output).is_file():
         return None
     from batchllm.report import compare  # few runs need it
 
     try:
-        return compare(places.output, places.dead_letter, expect=expect)
+        return compare(places.output, places.dead_letter, expect=job.expect)
     except ConfigError:
         return None

@@ -114,7 +114,7 @@ def unusable(path: str, error: sqlite3.Error) -> ConfigError:
     """What is wrong with a cache that SQLite gave this error for, and what to do."""
     code = _code(error)
     if code == sqlite3.SQLITE_NOTADB:
-        return ConfigError(f"{path} is no cache, or a broken one", "name another file, or move it away")
+        return ConfigError(f"{path} is no cache, or a broken one", "name another one: --cache FILE")
     if code == sqlite3.SQLITE_CORRUPT:
         return ConfigError(f"the cache {path} is damaged", "move it away: the next run makes a new one")
     if code in _BUSY:

@@ -22,6 +22,9 @@ from batchllm.ports import Answers, Provider
 from batchllm.schema.finding import holds_long_number
 
 _FORMAT = b"batchllm-cache-1"
+_LEADERS = 2
+"""Records that another one waits for, one after the other, before it asks itself: what fails for two may fail
+for a thousand, which then shouldn't stand in a queue."""
 
 
 @dataclass(slots=True)
@@ -63,17 +66,21 @@ class Cached:
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """The answer that is kept, or that is on its way for another record, or a new one."""
         digest = self._digest(request)
-        while (asked := self._asked.get(digest)) is not None:
+        leaders = 0
+        while leaders < _LEADERS and (asked := self._asked.get(digest)) is not None:
             reply = await self._wait(asked, trail)
             if reply is not None:
                 return reply
-        asked = self._asked[digest] = _Asked()
+            leaders += 1
+        mine = _Asked()
+        asked = self._asked.setdefault(digest, mine)
         try:
-            return await self._lead(digest, asked, request, trail)
+            return await self._lead(digest, mine, request, trail)
         finally:
-            del self._asked[digest]
-            if asked.over is not None:
-                asked.over.set()
+            if asked is mine:
+                del self._asked[digest]
+            if mine.over is not None:
+                mine.over.set()
 
     async def _lead(self, digest: bytes, asked: _Asked, request: Request, trail: Trail) -> Reply:
         kept = await self._answers.find(digest)

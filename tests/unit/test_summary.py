@@ -218,3 +218,16 @@ def test_ever_new_causes_and_endless_messages_do_not_make_it_grow() -> None:
     assert sum(summary.by_kind().values()) == 1_000
     assert len(summary.failures) <= 101
     assert len(json.dumps(summary.to_dict())) < 60_000
+
+
+def test_answers_from_the_cache_are_counted_and_a_snapshot_from_before_there_were_any_is_read() -> None:
+    cached = Done(RECORD, Reply("yes", "yes", Usage(), "stop", "m", cached=True), Trail(), 100.0)
+    summary = folded([cached, cached, done(100.0, 0.5)])
+    old = folded([done(100.0, 0.5)]).to_dict()
+    del old["cached"]
+
+    assert (summary.succeeded, summary.cached, summary.calls) == (3, 2, 1)
+    assert summary.latency.count == 1
+    assert Summary.from_dict(json.loads(json.dumps(summary.to_dict()))) == summary
+    summary.merge(Summary.from_dict(old))
+    assert (summary.succeeded, summary.cached) == (4, 2)

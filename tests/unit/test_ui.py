@@ -416,6 +416,15 @@ def test_answers_that_no_rule_knows_are_told_by_themselves(capsys: pytest.Captur
     assert (data["unknown"], data["unknown_calls"]) == (1, 4)
 
 
+def test_answers_from_the_cache_have_a_row_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for cached in (0, 1_200):
+        ui.final(Summary(succeeded=1_200, cached=cached), ui.Facts("t.out.jsonl", 2.0), kind="log")
+    before, after = capsys.readouterr().err.split("calls", 1)[1].split("calls", 1)
+
+    assert "from cache" not in before
+    assert "from cache     1,200\n" in after
+
+
 def test_with_json_progress_the_end_is_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
     ui.final(summary_of_three(), ui.Facts("t.out.jsonl", 2.0, stopped="SIGINT"), kind="json")
     data = json.loads(capsys.readouterr().err)

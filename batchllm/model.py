@@ -6,6 +6,7 @@ Frozen values without behaviour; every room may import this one, and it imports 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, dataclass_transform
 
@@ -119,7 +120,8 @@ class Request:
     `body` is the neutral form that every provider translates: `messages` (chat roles and contents) and
     request parameters beside them; `raw` says that the body is the provider's own and goes as it stands.
     `schema` is the JSON Schema that the answer has to satisfy, for providers that can be told so.
-    `key` identifies the ask across transport retries: at most 64 characters of `[A-Za-z0-9_-]`.
+    `key` identifies the ask across transport retries: at most 64 characters of `[A-Za-z0-9_-]`. `record` is
+    the record's object, for a check that wants to see it.
     """
 
     model: str
@@ -127,6 +129,7 @@ class Request:
     key: str
     schema: dict[str, Any] | None = None
     raw: bool = False
+    record: dict[str, Any] | None = None
 
 
 @frozen
@@ -136,7 +139,8 @@ class Reply:
     `text` is the answer as sent; `value` what counts as the output: the text, or the parsed JSON once a
     schema has accepted it. `finish` is the provider's finish reason (`stop`, `length`,
     `content_filter`, `refusal`, …). `raw` is the provider's response body parsed. `limits` are those of the
-    account that came with the answer.
+    account that came with the answer. `restore` makes of a parsed answer one to the schema itself, where the
+    server was told another; `fallback` says that it stands in for the model that was asked.
     """
 
     text: str
@@ -147,6 +151,8 @@ class Reply:
     request_id: str | None = None
     raw: Any = None
     limits: tuple[Standing, ...] = ()
+    restore: Callable[[Any], Any] | None = None
+    fallback: bool = False
 
 
 @frozen
@@ -204,7 +210,7 @@ class Failure:
     """Why a record is dead: the `error` object of a dead letter.
 
     `kind` is one of bad_input, too_large, refused, invalid, exhausted, internal; `cause` names the last
-    failure, `raw` holds the model's last answer where there was one.
+    failure, `raw` holds the model's last answer where there was one, `violations` what is wrong with that.
     """
 
     kind: str
@@ -214,6 +220,7 @@ class Failure:
     retryable: bool = False
     stage: str | None = None
     raw: str | None = None
+    violations: tuple[str, ...] = ()
 
 
 @frozen

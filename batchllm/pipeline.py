@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from batchllm.errors import BatchError, FatalError, RecordError, Stopped
+from batchllm.errors import BatchError, FatalError, Invalid, RecordError, Stopped
 from batchllm.model import Dead, Done, Failure, Note, Outcome, Record, Request, Trail
 from batchllm.ports import Provider
 
@@ -21,7 +21,8 @@ class Pipeline:
     """A Process of one stage.
 
     `render` makes a request body from a record's data, raising BadInput; `raw` says that the body is the
-    provider's own. `record_timeout` is in seconds, pauses not counted.
+    provider's own. `record_timeout` is in seconds, pauses not counted. `with_record` hands the record's
+    object on to the stack.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Pipeline:
         run_id: str,
         generation: int,
         record_timeout: float | None,
+        with_record: bool = False,
     ) -> None:
         self._stack = stack
         self._render = render
@@ -43,6 +45,7 @@ class Pipeline:
         self._raw = raw
         self._name = f"{run_id}-{generation}-"
         self._record_timeout = record_timeout
+        self._with_record = with_record
 
     async def __call__(self, record: Record, emit: Callable[[Note], None]) -> Outcome:
         """Settle one record; raises FatalError and Stopped only.
@@ -68,7 +71,8 @@ class Pipeline:
     def _request(self, record: Record) -> Request:
         assert record.data is not None  # a Record without data is inside a Dead and never comes here
         key = f"{self._name}{record.unit}"
-        return Request(self._model, self._render(record.data), key, self._schema, self._raw)
+        seen = record.data if self._with_record else None
+        return Request(self._model, self._render(record.data), key, self._schema, self._raw, seen)
 
 
 def _failure(error: Exception) -> Failure:
@@ -84,4 +88,5 @@ def _failure(error: Exception) -> Failure:
         status=error.status,
         retryable=error.retryable,
         raw=error.raw,
+        violations=error.violations if isinstance(error, Invalid) else (),
     )

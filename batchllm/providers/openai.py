@@ -14,19 +14,17 @@ from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from batchllm import __version__
-from batchllm.errors import BatchError, ConfigError, RateLimited, Refused, RouteGone
+from batchllm.errors import BatchError, ConfigError, Refused, RouteGone
 from batchllm.model import Reply, Request, Trail
 from batchllm.ports import ProviderSpec
 from batchllm.providers import chat
-from batchllm.providers.shaping import Shaping
+from batchllm.providers.shaping import Shaping, in_doubt
 from batchllm.transport import open_endpoint
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _PATH = "/chat/completions"
 SHORTEST_KEY = 8
 """Characters below which a key is too common a word to be masked wherever it stands."""
-PROBE_S = 0.1
-"""Seconds until calls are asked again that were refused while the route is in doubt."""
 
 
 class Answer(Protocol):
@@ -166,10 +164,3 @@ class OpenAI:
         if secret in "\n".join(headers.values()):
             headers = {name: value.replace(secret, "***") for name, value in headers.items()}
         return headers, content
-
-
-def in_doubt(error: BatchError, status: int) -> RateLimited:
-    """A refusal after which the gate asks again at once: it counts as no failure."""
-    again = RateLimited(error.message, status=status, retry_after=PROBE_S)
-    again.cause = "in_doubt"
-    return again

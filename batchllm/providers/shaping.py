@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from batchllm.errors import BatchError, Refused, RouteGone
+from batchllm.errors import BatchError, RateLimited, Refused, RouteGone
 from batchllm.model import Request, frozen
 from batchllm.schema import StrictForm, strict_form
 
@@ -98,6 +98,13 @@ class Shaping:
         if ladder is None:
             ladder = self._ladders[id(schema)] = Ladder(schema, self._mode)
         return ladder if ladder.way.fields.keys().isdisjoint(request.body) else None
+
+
+def in_doubt(error: BatchError, status: int) -> RateLimited:
+    """A refusal after which the gate asks again at once: it counts as no failure."""
+    again = RateLimited(error.message, status=status)
+    again.cause = "in_doubt"
+    return again
 
 
 def spoken(messages: Any, words: str) -> Any:

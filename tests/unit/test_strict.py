@@ -1,4 +1,4 @@
-"""A schema's strict form: what strict mode takes, and answers to it that are answers to the original again."""
+"""A schema's strict form: what strict mode takes, and answers to it brought back to the original."""
 
 from __future__ import annotations
 
@@ -169,7 +169,9 @@ def test_an_endless_or_hostile_value_passes_through() -> None:
     assert form.restore(deep) is deep
 
 
-@pytest.mark.parametrize("document", [OPTIONAL, CLOSED, {"type": "array", "items": OPTIONAL["$defs"]["part"]}])
+@pytest.mark.parametrize(
+    "document", [OPTIONAL, CLOSED, {"type": "array", "items": OPTIONAL["$defs"]["part"]}]
+)
 def test_right_answers_to_the_strict_form_are_right_answers_to_the_original(document: Any) -> None:
     from random import Random
 

@@ -24,6 +24,23 @@ def names_code(value: Any) -> bool:
     return place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
 
 
+def anchored(spec: str, folder: Path) -> str:
+    """The same object, its file seen from the working folder instead of `folder`."""
+    return str(folder / spec) if spec.rpartition(":")[0].endswith(".py") else spec
+
+
+def model_schema(spec: str, folder: Path | None = None) -> dict[str, Any]:
+    """The JSON Schema of the pydantic model that `spec` names; raises ConfigError."""
+    model = named_object(spec, folder)
+    if not callable(getattr(model, "model_json_schema", None)):
+        raise ConfigError(f"{spec} is no pydantic model", "name a class that derives from pydantic.BaseModel")
+    try:
+        schema: dict[str, Any] = model.model_json_schema()
+    except Exception as error:  # pydantic's own, which has no name here
+        raise ConfigError(f"{spec} has no JSON Schema: {error}", "leave out types that JSON lacks") from error
+    return schema
+
+
 def named_object(spec: str, folder: Path | None = None) -> Any:
     """The object that `spec` names; files start at `folder`, modules of the working folder are found.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from batchllm.errors import ConfigError
 from batchllm.job import values
+from batchllm.job.code import anchored, model_schema, names_code
 from batchllm.job.settings import Job, settings
 from batchllm.job.table import Setting
 from batchllm.model import frozen
@@ -162,18 +163,25 @@ def _from_file(
 
 def _check_implicit(found: Mapping[str, _Given]) -> None:
     """A job file that merely lies in the working folder may neither run code nor send a key anywhere."""
-    model = found.get("model")
-    if model is not None and str(model.value).partition("/")[0] == "python":
-        raise ConfigError(
-            f"{model.origin}: a job file that is found, not named, may not name Python code to run",
-            f"name it, if you trust it: -j {IMPLICIT}",
-        )
+    for name in ("model", "fallback", "check", "schema"):
+        if name in found and _runs_code(name, found[name].value):
+            raise ConfigError(
+                f"{found[name].origin}: a job file that is found, not named, may not name Python code to run",
+                f"name it, if you trust it: -j {IMPLICIT}",
+            )
     if "base_url" in found and "api_key_env" in found:
         raise ConfigError(
             f"{found['base_url'].origin}: a job file that is found, not named, may not set base_url and "
             "api_key_env together",
             f"name it, if you trust it: -j {IMPLICIT}",
         )
+
+
+def _runs_code(name: str, value: Any) -> bool:
+    if name in ("model", "fallback"):
+        models = value if isinstance(value, list) else str(value).split()
+        return any(str(model).partition("/")[0] == "python" for model in models)
+    return name == "check" or names_code(value)
 
 
 def _unknown_key(key: str, origin: str, table: Mapping[str, Setting]) -> ConfigError:
@@ -222,6 +230,8 @@ def _read(setting: Setting, found: _Given) -> Any:
             value = _file(value[1:], found.folder)
         if setting.name in ("input", "output", "dead_letter", "quota_file"):
             value = _anchored(value, found)
+        elif setting.name == "check" and " line " in found.origin:
+            value = anchored(value, found.folder)
         elif not _is_utf8(value):
             raise ValueError("expected UTF-8 text")
     except values.Unshown as error:
@@ -269,6 +279,8 @@ def _file(name: str, folder: Path) -> str:
 
 
 def _schema(value: Any, folder: Path) -> dict[str, Any]:
+    if names_code(value) and not (folder / value).is_file():
+        return model_schema(value, folder)
     if isinstance(value, str):
         try:
             value = json.loads(_file(value, folder))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from batchllm.errors import BadInput
+from batchllm.errors import BadInput, ConfigError
 from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate, Gated
 from batchllm.layers.retrying import Retrying
 from batchllm.layers.structured import Structured
 from batchllm.layers.traced import Traced
-from batchllm.model import Dead, Record, frozen
+from batchllm.model import Dead, Record, Reply, Usage, frozen
 from batchllm.pipeline import Render
 from batchllm.ports import Observer, Provider
 from batchllm.prompt import DEFAULT_PROMPT, Prompt, explain_missing, missing_fields
@@ -19,17 +21,23 @@ from batchllm.schema import Schema
 from batchllm.stop import Stop
 from batchllm.wire.registry import Chosen, provider_of
 
+if TYPE_CHECKING:
+    from batchllm.schema.checking import Check
+    from batchllm.wire.standby import Standby
+
 _BATCH_URLS = ("/v1/chat/completions", "/chat/completions")
 
 
 @frozen
 class Asking:
-    """The provider, the prompt and the schema of a job, each checked."""
+    """The provider, the prompt and the schema of a job, each checked; `fallbacks` ask the same of others."""
 
     job: Job
     chosen: Chosen
     prompt: Prompt
     schema: Schema | None
+    check: Check | None = None
+    fallbacks: tuple[Asking, ...] = ()
 
     def enough(self, records: Sequence[Record]) -> bool:
         """Whether these records have every field that the prompt needs."""
@@ -42,6 +50,12 @@ class Asking:
         if missing:
             raise explain_missing(missing, objects, default_prompt=self.job.prompt is None)
 
+    def check_raw(self) -> None:
+        """What can't be done with records that are whole requests already: ConfigError."""
+        if self.fallbacks:
+            said = "records of the OpenAI batch format name their own model"
+            raise ConfigError(said, "leave out --fallback")
+
     def render(self, *, raw: bool) -> Render:
         """What makes a request body of a record's data; `raw` records hold theirs."""
         if raw:
@@ -53,12 +67,35 @@ class Asking:
 
         return render
 
-    def stack(self, provider: Provider, gate: Gate, stop: Stop, observers: Sequence[Observer]) -> Provider:
-        """The stage's stack, outermost first: Structured(Retrying(Gated(Traced(provider))))."""
+    def stack(
+        self,
+        provider: Provider,
+        gate: Gate,
+        stop: Stop,
+        observers: Sequence[Observer],
+        standbys: Sequence[Standby] = (),
+    ) -> Provider:
+        """The stage's stack, outermost first: Fallback(Structured(Retrying(Gated(Traced(provider)))))."""
         job = self.job
         gated = Gated(Traced(provider, observers), gate)
         retrying = Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=stop, witness=gate)
-        return Structured(retrying, schema=self.schema, repair=job.repair, stop=stop)
+        structured = Structured(
+            retrying,
+            schema=self.schema,
+            repair=job.repair,
+            stop=stop,
+            check=self.check,
+            ceiling=job.max_tokens_ceiling,
+        )
+        if not standbys and job.fallback_answer is None:
+            return structured
+        from batchllm.layers.fallback import Fallback  # most runs have none
+
+        others = [
+            (other.asking.chosen.model, other.asking.stack(other.provider, other.gate, stop, observers))
+            for other in standbys
+        ]
+        return Fallback(structured, others, _constant(job.fallback_answer))
 
 
 def asking(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Asking:
@@ -66,13 +103,66 @@ def asking(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Ask
     job = loaded.job
     chosen = provider_of(loaded, environ, terminal=terminal)
     schema = Schema.load(job.schema, loaded.origin("schema")) if job.schema is not None else None
+    check = _check(job)
     prompt = Prompt(
         job.prompt or DEFAULT_PROMPT,
         job.system,
         prompt_name=loaded.origin("prompt"),
         system_name=loaded.origin("system"),
     )
-    return Asking(job, chosen, prompt, schema)
+    if job.fallback_answer is not None:
+        _check_constant(loaded, schema)
+    others = tuple(
+        Asking(other.job, provider_of(other, environ, terminal=terminal), prompt, schema, check)
+        for other in _others(loaded, chosen.model)
+    )
+    return Asking(job, chosen, prompt, schema, check, others)
+
+
+def _check(job: Job) -> Check | None:
+    """The validator that the job names, imported."""
+    if job.check is None:
+        return None
+    from batchllm.job.code import named_object
+    from batchllm.schema.checking import Check
+
+    return Check(named_object(job.check), job.check, job.timeout)
+
+
+def _others(loaded: Loaded, model: str) -> list[Loaded]:
+    """The job as each fallback model is asked; another provider has its own address and key."""
+    found = []
+    for name in loaded.job.fallback or ():
+        job = replace(loaded.job, model=name, fallback=None, fallback_answer=None)
+        if name.partition("/")[0] != model.partition("/")[0]:
+            job = replace(job, base_url=None, api_key_env=None)
+        found.append(Loaded(job, loaded.origins | {"model": loaded.origin("fallback")}))
+    return found
+
+
+def _check_constant(loaded: Loaded, schema: Schema | None) -> None:
+    """The constant answer has to be one that a model might give: ConfigError."""
+    job, origin = loaded.job, loaded.origin("fallback_answer")
+    if job.emit == "openai-batch":
+        raise ConfigError(
+            f"{origin}: a constant is no provider's answer, which --emit openai-batch wants",
+            "leave it out, or emit result or merged",
+        )
+    violations = schema.violations(json.loads(job.fallback_answer or "null")) if schema else []
+    if violations:
+        raise ConfigError(
+            f"{origin}: the constant answer breaks the schema: {'; '.join(violations)}",
+            "give one that the schema accepts",
+        )
+
+
+def _constant(answer: str | None) -> Reply | None:
+    """The reply that stands in where all models failed."""
+    if answer is None:
+        return None
+    value = json.loads(answer)
+    text = value if isinstance(value, str) else answer
+    return Reply(text, value, Usage(), None, "fallback_answer", fallback=True)
 
 
 def same_failure_hint(dead: Dead) -> str | None:

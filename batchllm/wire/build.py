@@ -6,7 +6,7 @@ Everything that can be refused is refused here, before any call and before the r
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import field, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from batchllm.wire.live import Finished, Live
 from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, without_secrets, write_header
 from batchllm.wire.places import Places, places
 from batchllm.wire.resume import move_old_letters, open_run
+from batchllm.wire.standby import standbys, tending
 
 if TYPE_CHECKING:
     from batchllm.pilot import Pilot
@@ -179,6 +180,8 @@ async def _assemble(
     first = await source.peek(asked.enough)
     shape = state.later.shape if state.later is not None else source.format
     raw = shape == "openai-batch"
+    if raw:
+        asked.check_raw()
     if not raw and (opened is None or opened.new):
         asked.check_fields(first)
     if provider is None:
@@ -186,9 +189,10 @@ async def _assemble(
     if opened is not None and state.later is None:
         write_header(opened, job, where, shape)
     gate = await gate_of(job, asked.chosen.spec, provider, stop, observers, stack)
+    others = await standbys(asked, stop, observers, stack)
     run_id = opened.run_id if opened is not None else os.urandom(8).hex()
     pipeline = Pipeline(
-        asked.stack(provider, gate, stop, observers),
+        asked.stack(provider, gate, stop, observers, others),
         asked.render(raw=raw),
         model=asked.chosen.model,
         schema=job.schema,
@@ -196,9 +200,10 @@ async def _assemble(
         run_id=run_id,
         generation=state.generation,
         record_timeout=job.record_timeout,
+        with_record=asked.check is not None and asked.check.wants_record,
     )
     watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
-    engine = _engine(job, pipeline, gate, watch, stop)
+    engine = _engine(job, pipeline, gate, watch, stop, tending(gate, others))
     if opened is None:
         move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
     ledger = _ledger(job, where, opened, summary, state, stop, source, observers)
@@ -221,8 +226,15 @@ async def _assemble(
     )
 
 
-def _engine(job: Job, pipeline: Pipeline, gate: Gate, watch: FailureWatch, stop: Stop) -> Engine:
-    engine = Engine(pipeline, workers_for(gate.target), stop, watch, job.grace, gate.room, gate.tend)
+def _engine(
+    job: Job,
+    pipeline: Pipeline,
+    gate: Gate,
+    watch: FailureWatch,
+    stop: Stop,
+    tend: Callable[[], Coroutine[Any, Any, None]],
+) -> Engine:
+    engine = Engine(pipeline, workers_for(gate.target), stop, watch, job.grace, gate.room, tend)
     gate.resized = lambda target: engine.resize(workers_for(target))
     gate.freed = engine.rouse
     return engine

@@ -81,6 +81,7 @@ async def gate_of(
         target=None if job.concurrency == "auto" else min(job.concurrency, most),
         adaptive=Adaptive(most, limiter.clock()) if job.concurrency == "auto" else None,
         ramp=True,
+        standby=bool(job.fallback),
         observers=observers,
     )
 

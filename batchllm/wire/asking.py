@@ -43,18 +43,20 @@ class Asking:
         """Whether these records have every field that the prompt needs."""
         return not missing_fields(self.prompt.fields, _objects(records))
 
-    def check_fields(self, first: Sequence[Record]) -> None:
-        """A template field that none of the first records has is a mistake in the template: ConfigError."""
+    def check_fields(self, first: Sequence[Record], *, raw: bool = False) -> None:
+        """A template field that none of the first records has is a mistake in the template: ConfigError.
+
+        `raw` records hold whole requests, of which only the model matters.
+        """
+        if raw:
+            if self.fallbacks:
+                said = "records of the OpenAI batch format name their own model"
+                raise ConfigError(said, "leave out --fallback")
+            return
         objects = _objects(first)
         missing = missing_fields(self.prompt.fields, objects) if objects else []
         if missing:
             raise explain_missing(missing, objects, default_prompt=self.job.prompt is None)
-
-    def check_raw(self) -> None:
-        """What can't be done with records that are whole requests already: ConfigError."""
-        if self.fallbacks:
-            said = "records of the OpenAI batch format name their own model"
-            raise ConfigError(said, "leave out --fallback")
 
     def render(self, *, raw: bool) -> Render:
         """What makes a request body of a record's data; `raw` records hold theirs."""

@@ -29,12 +29,12 @@ from batchllm.summary import Summary
 from batchllm.watch import FailureWatch
 from batchllm.wire.asking import Asking, asking, same_failure_hint
 from batchllm.wire.later import again, meaning_digest, replan
-from batchllm.wire.limiting import allowed_calls, gate_of
+from batchllm.wire.limiting import allowed_calls
 from batchllm.wire.live import Finished, Live
 from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, without_secrets, write_header
 from batchllm.wire.places import Places, places
 from batchllm.wire.resume import move_old_letters, open_run
-from batchllm.wire.standby import standbys, tending
+from batchllm.wire.standby import gates, tending
 
 if TYPE_CHECKING:
     from batchllm.pilot import Pilot
@@ -180,16 +180,13 @@ async def _assemble(
     first = await source.peek(asked.enough)
     shape = state.later.shape if state.later is not None else source.format
     raw = shape == "openai-batch"
-    if raw:
-        asked.check_raw()
-    if not raw and (opened is None or opened.new):
-        asked.check_fields(first)
+    if opened is None or opened.new:
+        asked.check_fields(first, raw=raw)
     if provider is None:
         provider = await stack.enter_async_context(asked.chosen.connect(asked.chosen.spec))
     if opened is not None and state.later is None:
         write_header(opened, job, where, shape)
-    gate = await gate_of(job, asked.chosen.spec, provider, stop, observers, stack)
-    others = await standbys(asked, stop, observers, stack)
+    gate, others = await gates(asked, provider, stop, observers, stack)
     run_id = opened.run_id if opened is not None else os.urandom(8).hex()
     pipeline = Pipeline(
         asked.stack(provider, gate, stop, observers, others),

@@ -30,16 +30,20 @@ class Standby:
     gate: Gate
 
 
-async def standbys(
-    asked: Asking, stop: Stop, observers: Sequence[Observer], stack: AsyncExitStack
-) -> list[Standby]:
-    """Connect the models of `--fallback`; `stack` closes them. Raises ConfigError."""
+async def gates(
+    asked: Asking, provider: Provider, stop: Stop, observers: Sequence[Observer], stack: AsyncExitStack
+) -> tuple[Gate, list[Standby]]:
+    """The gate before `provider`, and the models of `--fallback` connected; `stack` closes them.
+
+    Raises ConfigError.
+    """
+    gate = await gate_of(asked.job, asked.chosen.spec, provider, stop, observers, stack)
     found = []
     for other in asked.fallbacks:
         provider = await stack.enter_async_context(other.chosen.connect(other.chosen.spec))
-        gate = await gate_of(other.job, other.chosen.spec, provider, stop, observers, stack)
-        found.append(Standby(other, provider, gate))
-    return found
+        behind = await gate_of(other.job, other.chosen.spec, provider, stop, observers, stack)
+        found.append(Standby(other, provider, behind))
+    return gate, found
 
 
 def tending(gate: Gate, others: Sequence[Standby]) -> Callable[[], Coroutine[Any, Any, None]]:

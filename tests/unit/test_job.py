@@ -136,7 +136,8 @@ def test_every_setting_has_a_reader_help_and_a_name_in_the_environment() -> None
         assert setting.variable == f"BATCHLLM_{name.upper()}"
         assert setting.kind in ("meaning", "operation", "place")
     meaning = {name for name, setting in table.items() if setting.kind == "meaning"}
-    asked = {"input", "model", "prompt", "system", "schema", "param"}
+    asked = {"input", "model", "prompt", "system", "schema", "param", "schema_mode", "check", "fallback"}
+    asked.add("fallback_answer")
     assert meaning == {*asked, "input_format", "id_field", "emit", "keep", "merge_failed"}
     assert {name for name, setting in table.items() if setting.once} == {"fresh", "limit", "yes"}
 

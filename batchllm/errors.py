@@ -97,10 +97,14 @@ class Refused(RecordError):
 
 
 class Invalid(RecordError):
-    """The answer was empty, cut or against the schema, repairs included."""
+    """The answer was empty, cut or against the schema, repairs included; `violations` say what is wrong."""
 
     kind = "invalid"
     retryable = True
+
+    def __init__(self, message: str, *, violations: tuple[str, ...] = (), **more: Any) -> None:
+        super().__init__(message, **more)
+        self.violations = violations or (message,)
 
 
 class Exhausted(RecordError):

@@ -7,8 +7,9 @@ fake provider call it, so that a mix means the same over a socket and in process
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from batchllm.errors import ConfigError
 
@@ -32,7 +33,31 @@ FAULTS: Mapping[str, str] = {
     "prose": "the right answer wrapped in prose",
     "fenced": "the right answer in a code fence",
     "enum": "an answer with a value that the schema doesn't allow",
+    "talk": "prose with no answer in it",
 }
+
+REFUSABLE = ("strict", "schema", "tools")
+"""Features of a request that a server may not have: strict mode, response_format with a schema, tools."""
+TALK = "I looked at it closely and would rather not say."
+
+
+def refused_feature(body: Mapping[str, Any], features: Collection[str]) -> tuple[str, str] | None:
+    """What a server without these features says of a body that wants one, and the parameter it names."""
+    wanted, tools = body.get("response_format"), body.get("tools")
+    holder = wanted.get("json_schema") if isinstance(wanted, dict) else None
+    function = tools[0].get("function") if isinstance(tools, list) and tools else None
+    if "schema" in features and holder is not None:
+        return "This model takes no response_format of type json_schema.", "response_format"
+    if "tools" in features and tools:
+        return "This model does not support tools.", "tools"
+    strict = [each for each in (holder, function) if isinstance(each, dict) and each.get("strict")]
+    if "strict" in features and strict:
+        return (
+            "Invalid schema 'answer': strict mode does not take it.",
+            "response_format" if holder else "tools",
+        )
+    return None
+
 
 _PROPORTIONS = {
     "429": 4.0,

@@ -23,8 +23,8 @@ import anyio
 from anyio import to_thread
 
 from batchllm.errors import BatchError, ConfigError
+from batchllm.job.importing import found
 from batchllm.ledger import RunFolder
-from batchllm.providers.importing import found
 
 _MEMORY = "finish"
 _TERM_S = 2.0

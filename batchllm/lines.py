@@ -67,6 +67,8 @@ def output_line(done: Done, shape: Shape) -> bytes:
         fields["cached"] = True
     if shape.expect is not None:
         fields |= shape.expect.verdict(record.data, reply.value)
+    if reply.fallback:
+        fields["fallback"] = True
     line = dumps(fields)
     if shape.keep and (kept := _kept(record, shape.keep, fields)):
         line = line[:-1] + b"," + kept + b"}"
@@ -98,6 +100,7 @@ def dead_line(dead: Dead) -> bytes:
             "status": error.status,
             "retryable": error.retryable,
             "stage": error.stage,
+            **({"violations": error.violations} if error.violations else {}),
         },
         "attempts": [_attempt(attempt) for attempt in trail.attempts],
         "raw": error.raw[:LONGEST_RAW] if error.raw is not None else None,
@@ -235,7 +238,8 @@ def _kept(record: Record, keep: tuple[str, ...], taken: dict[str, Any]) -> bytes
 
 def _answer_fields(done: Done) -> dict[str, Any]:
     value = done.reply.value
-    return value if isinstance(value, dict) else {"output": value}
+    fields = value if isinstance(value, dict) else {"output": value}
+    return fields | {"fallback": True} if done.reply.fallback else fields
 
 
 def _run_fields(done: Done) -> dict[str, Any]:
@@ -271,7 +275,8 @@ def _batch_line(done: Done) -> bytes:
     """OpenAI's batch output line; `body` is the provider's answer as it came."""
     reply = done.reply
     response = {"status_code": 200, "request_id": reply.request_id, "body": reply.raw}
-    return dumps(_batch_head(done.record) | {"response": response, "error": None}) + b"\n"
+    line = _batch_head(done.record) | {"response": response, "error": None}
+    return dumps(line | {"fallback": True} if reply.fallback else line) + b"\n"
 
 
 def _batch_head(record: Record) -> dict[str, Any]:

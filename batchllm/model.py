@@ -6,6 +6,7 @@ Frozen values without behaviour; every room may import this one, and it imports 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, dataclass_transform
 
@@ -128,7 +129,8 @@ class Request:
     `body` is the neutral form that every provider translates: `messages` (chat roles and contents) and
     request parameters beside them; `raw` says that the body is the provider's own and goes as it stands.
     `schema` is the JSON Schema that the answer has to satisfy, for providers that can be told so.
-    `key` identifies the ask across transport retries: at most 64 characters of `[A-Za-z0-9_-]`.
+    `key` identifies the ask across transport retries: at most 64 characters of `[A-Za-z0-9_-]`. `record` is
+    the record's object, for a check that wants to see it.
     """
 
     model: str
@@ -136,6 +138,7 @@ class Request:
     key: str
     schema: dict[str, Any] | None = None
     raw: bool = False
+    record: dict[str, Any] | None = None
 
 
 @frozen
@@ -146,6 +149,8 @@ class Reply:
     schema has accepted it. `finish` is the provider's finish reason (`stop`, `length`,
     `content_filter`, `refusal`, …). `raw` is the provider's response body parsed. `limits` are those of the
     account that came with the answer. `cached`: the answer to the same request, asked before or by another.
+    `restore` makes of a parsed answer one to the schema itself, where the server was told another; `fallback`
+    says that it stands in for the model that was asked.
     """
 
     text: str
@@ -157,6 +162,8 @@ class Reply:
     raw: Any = None
     limits: tuple[Standing, ...] = ()
     cached: bool = False
+    restore: Callable[[Any], Any] | None = None
+    fallback: bool = False
 
 
 @frozen
@@ -251,7 +258,7 @@ class Failure:
     """Why a record is dead: the `error` object of a dead letter.
 
     `kind` is one of bad_input, too_large, refused, invalid, exhausted, internal; `cause` names the last
-    failure, `raw` holds the model's last answer where there was one.
+    failure, `raw` holds the model's last answer where there was one, `violations` what is wrong with that.
     """
 
     kind: str
@@ -261,6 +268,7 @@ class Failure:
     retryable: bool = False
     stage: str | None = None
     raw: str | None = None
+    violations: tuple[str, ...] = ()
 
 
 @frozen

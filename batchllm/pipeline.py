@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
-from batchllm.errors import BatchError, FatalError, RecordError, Stopped
+from batchllm.errors import BatchError, FatalError, Invalid, RecordError, Stopped
 from batchllm.model import Dead, Done, Failure, Note, Outcome, Record, Reply, Request, Trail, Usage, frozen
 from batchllm.ports import Provider
 
@@ -29,7 +29,8 @@ class Stage:
     `render` makes a request body of a record's data and the answers of the stages before it, raising
     BadInput; `raw` says that the body is the provider's own. `when` says whether the stage is for this
     record. `step`: it is a function with effects of its own, whose key is the same in all passes. `name` is
-    None where there is one stage, which nobody has named.
+    None where there is one stage, which nobody has named. `with_record` hands the record's object on to the
+    stack.
     """
 
     stack: Provider
@@ -40,6 +41,7 @@ class Stage:
     name: str | None = None
     when: Callable[[dict[str, Any], Answers], bool] | None = None
     step: bool = False
+    with_record: bool = False
 
 
 class Pipeline:
@@ -81,7 +83,9 @@ class Pipeline:
                 body = stage.render(record.data or {}, None)
                 if type(body) is not dict:
                     body = await _awaited(body)
-                request = Request(stage.model, body, f"{self._name}{record.unit}", stage.schema, stage.raw)
+                key = f"{self._name}{record.unit}"
+                seen = record.data if stage.with_record else None
+                request = Request(stage.model, body, key, stage.schema, stage.raw, seen)
                 reply = await stage.stack.complete(request, trail)
                 outcome = Done(record, reply, trail, time.time())
             else:
@@ -120,7 +124,8 @@ class Pipeline:
                 if type(body) is not dict:
                     body = await _awaited(body)
                 key = self._key(stage, number, record)
-                request = Request(stage.model, body, key, stage.schema, stage.raw)
+                seen = data if stage.with_record else None
+                request = Request(stage.model, body, key, stage.schema, stage.raw, seen)
                 reply = await stage.stack.complete(request, trail)
             except (FatalError, Stopped):
                 raise
@@ -158,4 +163,5 @@ def _failure(error: Exception, stage: str | None = None) -> Failure:
         retryable=error.retryable,
         stage=stage,
         raw=error.raw,
+        violations=error.violations if isinstance(error, Invalid) else (),
     )

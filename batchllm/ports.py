@@ -103,7 +103,7 @@ class ProviderSpec:
     `model` is the name after `PROVIDER/`; `key` the secret itself; `timeout` in seconds from send to last
     byte; `whole` whether answers are wanted whole, as `Reply.raw`, which takes memory;
     `concurrency` the most calls that will be in flight; `http` which client carries them: `own`, or
-    `stock` for httpx's.
+    `stock` for httpx's; `schema_mode` how it is told a schema: native, tool or prompt.
     """
 
     model: str
@@ -113,6 +113,7 @@ class ProviderSpec:
     concurrency: int = 20
     http: str = "own"
     whole: bool = True
+    schema_mode: str = "native"
 
 
 class Connect(Protocol):

@@ -22,6 +22,11 @@ _RUNS_OWN = frozenset(
     if row.panel == "Files" or row.name in ("fresh", "limit", "rounds", "pilot", "yes")
 )
 
+_ASKED = (
+    *("model", "prompt", "system", "schema", "param", "base_url", "api_key_env"),
+    *("schema_mode", "check", "fallback", "fallback_answer"),
+)
+
 
 @take(
     parameter("output", Annotated[str, _OUTPUT], default=...),
@@ -43,6 +48,5 @@ def retry(output: str, only: list[str] | None, **options: Any) -> None:
         )
     base = stored_job(output)
     loaded = load(options, {}, Path(), base=base)
-    asked = ("model", "prompt", "system", "schema", "param", "base_url", "api_key_env")
-    changes = {name: value for name in asked if (value := getattr(loaded.job, name)) != base.get(name)}
+    changes = {name: value for name in _ASKED if (value := getattr(loaded.job, name)) != base.get(name)}
     raise typer.Exit(start(loaded, Again(tuple(only or ()), changes)))

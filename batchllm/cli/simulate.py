@@ -82,6 +82,10 @@ Seed = Annotated[int, _option("Another seed, other faults; the same seed, the sa
 KeyName = Annotated[
     str | None, _option("Variable with the key that requests must carry, else a 401.", metavar="NAME")
 ]
+Refuse = Annotated[
+    list[str] | None,
+    _option("A feature that it refuses: strict, schema or tools; repeatable.", metavar="FEATURE"),
+]
 Account = Annotated[int | None, _option("Good answers until the account is spent.", min=0)]
 
 
@@ -108,6 +112,7 @@ def simulate(
     seed: Seed = 0,
     api_key_env: KeyName = None,
     quota: Account = None,
+    refuse: Refuse = None,
 ) -> None:
     """Serve an OpenAI- and Anthropic-compatible endpoint on this machine to rehearse a run against.
 
@@ -140,6 +145,7 @@ def simulate(
         knee=knee,
         queue_max=queue_max,
         overload=_episodes(overload),
+        refuse=_refusable(refuse or []),
     )
     run(settings, host, port, _announce)
 
@@ -178,6 +184,15 @@ def _episodes(overload: str | None) -> tuple[float, float] | None:
             f"--overload is {overload!r}", "give two numbers of seconds, the second smaller, such as 60,5"
         )
     return every, lasts
+
+
+def _refusable(names: list[str]) -> tuple[str, ...]:
+    """The features of --refuse, each of which must be known."""
+    from batchllm.faults import REFUSABLE
+
+    if unknown := [name for name in names if name not in REFUSABLE]:
+        raise ConfigError(f"--refuse {unknown[0]} names no feature", f"one of: {', '.join(REFUSABLE)}")
+    return tuple(names)
 
 
 def _announce(url: str) -> None:

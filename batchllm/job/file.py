@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchllm.errors import ConfigError
+from batchllm.job.code import names_code
 from batchllm.job.table import Setting
 from batchllm.model import frozen
 
@@ -69,7 +70,6 @@ def from_file(
 
 
 _CODE = frozenset({"run", "command", "check", "open", "finish"})
-_PLACE = re.compile(r"(.*\.py|[\w.]+):[\w.]+")
 
 
 def _check_implicit(found: Mapping[str, Given]) -> None:
@@ -109,7 +109,7 @@ def _code_in(table: Mapping[str, Any]) -> str | None:
             return key
         if name in ("model", "fallback") and any(str(each).startswith("python/") for each in several):
             return key
-        if name == "schema" and any(isinstance(each, str) and _PLACE.fullmatch(each) for each in several):
+        if name == "schema" and any(names_code(each) for each in several):
             return key
         if name in ("stage", "variant"):
             inner = (_code_in(each) for each in several if isinstance(each, dict))

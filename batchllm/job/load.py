@@ -14,6 +14,7 @@ from typing import Any
 
 from batchllm.errors import ConfigError
 from batchllm.job import tables, values
+from batchllm.job.code import anchored, model_schema, names_code
 from batchllm.job.file import Given, from_file
 from batchllm.job.settings import Job, settings
 from batchllm.job.table import Setting
@@ -135,6 +136,8 @@ def _read(setting: Setting, found: Given) -> Any:
             value["folder"] = str(found.folder.absolute())
         if setting.name in ("input", "output", "dead_letter", "quota_file", "cache", "image_root"):
             value = _anchored(value, found)
+        elif setting.name == "check" and " line " in found.origin:
+            value = anchored(value, found.folder)
         elif not _is_utf8(value):
             raise ValueError("expected UTF-8 text")
     except values.Unshown as error:
@@ -205,6 +208,8 @@ def _with_content(message: dict[str, str], folder: Path) -> dict[str, str]:
 
 
 def _schema(value: Any, folder: Path) -> dict[str, Any]:
+    if names_code(value) and not (folder / value).is_file():
+        return model_schema(value, folder)
     if isinstance(value, str):
         try:
             value = json.loads(_file(value, folder))

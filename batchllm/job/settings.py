@@ -158,7 +158,21 @@ class Job:
         None, "meaning", values.text, "--model-field", "NAME", "Field with the name of a record's own model"
     )
     schema: dict[str, Any] | None = row(
-        None, "meaning", values.text, "--schema", "FILE", "JSON Schema that the answer must satisfy"
+        None, "meaning", values.text, "--schema", "FILE", "JSON Schema, or module:Model, of the answer"
+    )
+    schema_mode: str = row(
+        "native", "meaning", values.word("native", "tool", "prompt"), "--schema-mode", "MODE",
+        "How the model is told: native, tool or prompt (default native)",
+    )  # fmt: skip
+    check: str | None = row(
+        None, "meaning", values.text, "--check", "MODULE:FUNC", "Validator of one's own, after the schema"
+    )
+    fallback: list[str] | None = row(
+        None, "meaning", values.models, "--fallback", "MODEL", "Asked where a record fails; repeatable",
+        many=True,
+    )  # fmt: skip
+    fallback_answer: str | None = row(
+        None, "meaning", values.answer, "--fallback-answer", "JSON", "Stands in where all models failed"
     )
     param: dict[str, Any] = row(
         None,
@@ -257,15 +271,14 @@ class Job:
         "N",
         "Extra asks when an answer is invalid, empty or cut (default 1)",
     )
+    max_tokens_ceiling: int | None = how(
+        None, values.whole(1), "--max-tokens-ceiling", "N", "Most tokens that a cut answer is given"
+    )
     max_failures: int | float | None = how(
         None, values.count_or_share, "--max-failures", "N|P%", "Stop (exit 3) beyond so many dead letters"
     )
     pilot: int | None = how(
-        None,
-        values.whole(1),
-        "--pilot",
-        "N",
-        "Run the first N records and go on only if they went well",
+        None, values.whole(1), "--pilot", "N", "Run the first N records and go on only if they went well"
     )
     yes: bool = how(False, values.flag, "-y --yes", None, "Go on after the pilot unasked", once=True)
     accept_failures: int | float = how(

@@ -173,6 +173,29 @@ def count_or_share(value: Any) -> int | float:
     raise ValueError(expected)
 
 
+def answer(value: Any) -> str:
+    """A whole answer, as JSON text: any JSON value, or text that is no JSON and stands for itself."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            pass
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("expected a value that JSON can carry") from None
+
+
+def models(value: Any) -> list[str]:
+    """Models, each PROVIDER/NAME; text with blanks between, or a list."""
+    read = value.split() if isinstance(value, str) else value
+    if not isinstance(read, list | tuple) or not all(
+        isinstance(each, str) and "/" in each.strip("/") for each in read
+    ):
+        raise ValueError("expected PROVIDER/NAME, or a list of such")
+    return list(read)
+
+
 def names(value: Any) -> tuple[str, ...]:
     """A list of names, or text with commas between."""
     if isinstance(value, str):

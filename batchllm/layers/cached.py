@@ -88,8 +88,9 @@ class Cached:
             asked.answer = kept
             return reply
         reply = await self._inner.complete(request, trail)
-        asked.answer = self._kept(reply)
-        self._answers.keep(digest, asked.answer)
+        if not reply.fallback:  # it is no answer of the model that was asked
+            asked.answer = self._kept(reply)
+            self._answers.keep(digest, asked.answer)
         return reply
 
     async def _wait(self, asked: _Asked, trail: Trail) -> Reply | None:

@@ -7,6 +7,7 @@ It never retries a call that failed: that is the business of the layer below.
 from __future__ import annotations
 
 import string
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +25,12 @@ _REFUSALS = {"refusal": "the model refused to answer"} | dict.fromkeys(
 )
 _BLANK = string.whitespace + "\u00a0\u3000\u200b\u200c\u200d\u2060\ufeff"
 """Characters that show nothing."""
+_NO_MORE_ROOM = "the answer was cut at the token limit, which is --max-tokens-ceiling already"
 _MAX_SHOWN = 8 * 1024
 _MAX_KEY = 64
+
+Check = Callable[[Any, dict[str, Any] | None], Awaitable[Sequence[str]]]
+"""A validator of the user's: a value and its record in, complaints out."""
 
 
 @frozen
@@ -37,19 +42,36 @@ class _Fault:
     complaints: tuple[str, ...] = ()
     hint: str | None = None
 
+    def invalid(self, answer: str) -> Invalid:
+        """What becomes of the record if nothing better comes."""
+        said = self.complaints
+        return Invalid(self.message, cause=self.cause, raw=answer, hint=self.hint, violations=said)
+
 
 class Structured:
     """Passes on replies that are whole and, with a schema, valid; their `value` is then the parsed JSON.
 
     Without a schema the value is the text as it was sent. `repair` is how many further asks a record may
-    cost. Raises Refused, and Invalid once the repairs are used up.
+    cost; `check` has the last word on a value; `ceiling` are the most tokens that a cut answer is given.
+    Raises Refused, Invalid once the repairs are used up, and what the check raises.
     """
 
-    def __init__(self, inner: Provider, *, schema: Schema | None, repair: int, stop: Stop) -> None:
+    def __init__(
+        self,
+        inner: Provider,
+        *,
+        schema: Schema | None,
+        repair: int,
+        stop: Stop,
+        check: Check | None = None,
+        ceiling: int | None = None,
+    ) -> None:
         self._inner = inner
         self._schema = schema
         self._repair = repair
         self._stop = stop
+        self._check = check
+        self._ceiling = ceiling
 
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """Ask until the reply will do; raises Stopped instead of asking again in a run that stops."""
@@ -60,12 +82,20 @@ class Structured:
             reply = await self._inner.complete(ask, trail)
             judged = self._judge(reply)
             if isinstance(judged, Reply):
-                return judged
-            if repairs == self._repair:
-                raise Invalid(judged.message, cause=judged.cause, raw=reply.text, hint=judged.hint)
+                if self._check is None:
+                    return judged
+                complaints = tuple(await self._check(judged.value, request.record))
+                if not complaints:
+                    return judged
+                message = f"the check refused the answer: {'; '.join(complaints)}"
+                judged = _Fault("check", message, complaints)
+            if judged.cause == "truncated" and _at_ceiling(ask.body, self._ceiling):
+                judged = _Fault("truncated", _NO_MORE_ROOM, hint="raise --max-tokens-ceiling")
+            if repairs == self._repair or judged.message is _NO_MORE_ROOM:
+                raise judged.invalid(reply.text)
             self._stop.check()
             repairs += 1
-            ask = _next_ask(request, ask, repairs, judged, reply.text)
+            ask = _next_ask(request, ask, repairs, judged, reply.text, self._ceiling)
 
     def _judge(self, reply: Reply) -> Reply | _Fault:
         if reply.finish in _REFUSALS:
@@ -80,11 +110,15 @@ class Structured:
             return _Fault("empty", "the answer was empty")
         if self._schema is None:
             return reply if reply.value is reply.text else replace(reply, value=reply.text)
+        schema, restore = self._schema, reply.restore
         try:
-            value = find_json(reply.text, self._schema.accepts)
+            if restore is None:
+                value = find_json(reply.text, schema.accepts)
+            else:
+                value = restore(find_json(reply.text, lambda found: schema.accepts(restore(found))))
         except ValueError as error:
             return _Fault("no_json", str(error), (str(error),))
-        violations = self._schema.violations(value)
+        violations = schema.violations(value)
         if violations:
             return _Fault(
                 "schema", f"the answer breaks the schema: {'; '.join(violations)}", tuple(violations)
@@ -92,21 +126,43 @@ class Structured:
         return Reply(reply.text, value, reply.usage, reply.finish, reply.model, reply.request_id, reply.raw)
 
 
-def _next_ask(first: Request, last: Request, n: int, fault: _Fault, answer: str) -> Request:
+def _room(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: body[name] for name in _ROOM if name in body}
+
+
+def _at_ceiling(body: dict[str, Any], ceiling: int | None) -> bool:
+    """Whether an answer that was cut has had all the room that it may have."""
+    room = [tokens for tokens in _room(body).values() if type(tokens) is int]
+    return ceiling is not None and bool(room) and max(room) >= ceiling
+
+
+def _more_room(room: dict[str, Any], ceiling: int | None) -> dict[str, Any]:
+    """Twice the room, the ceiling at most; a request without any is given the ceiling, where there is one."""
+    if not room:
+        return {} if ceiling is None else {"max_tokens": ceiling}
+    return {
+        name: tokens if type(tokens) is not int else min(2 * tokens, ceiling or 2 * tokens)
+        for name, tokens in room.items()
+    }
+
+
+def _next_ask(
+    first: Request, last: Request, n: int, fault: _Fault, answer: str, ceiling: int | None
+) -> Request:
     """Repair `n`: the first request's messages with the last answer and what is wrong with it.
 
     Built from the first request so that chains don't grow; only the room that was given stays given.
     """
-    room = {name: last.body[name] for name in _ROOM if name in last.body}
+    room = _room(last.body)
     if fault.cause == "truncated":
-        room = {name: 2 * tokens if type(tokens) is int else tokens for name, tokens in room.items()}
+        room = _more_room(room, ceiling)
     body: dict[str, Any] = {**first.body, **room}
     messages = body.get("messages")
     if fault.complaints and isinstance(messages, list):
         body["messages"] = [
             *messages,
             {"role": "assistant", "content": _shown(answer)},
-            {"role": "user", "content": _complaint(fault.complaints)},
+            {"role": "user", "content": _complaint(fault.complaints, json=first.schema is not None)},
         ]
     suffix = f"-{n}"
     return replace(first, body=body, key=first.key[: _MAX_KEY - len(suffix)] + suffix)
@@ -117,6 +173,7 @@ def _shown(answer: str) -> str:
     return answer.encode(errors="replace")[:_MAX_SHOWN].decode(errors="ignore")
 
 
-def _complaint(complaints: tuple[str, ...]) -> str:
+def _complaint(complaints: tuple[str, ...], *, json: bool) -> str:
     listed = "\n".join(f"- {complaint}" for complaint in complaints)
-    return f"That answer can't be used:\n{listed}\nAnswer again with the corrected JSON only."
+    wanted = "JSON" if json else "answer"
+    return f"That answer can't be used:\n{listed}\nAnswer again with the corrected {wanted} only."

@@ -11,6 +11,8 @@ import codecs
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -18,6 +20,7 @@ import orjson
 from batchllm.errors import TimedOut
 from batchllm.model import Reply, Request, Standing, Usage
 from batchllm.providers.ids import request_id
+from batchllm.providers.shaping import Way, spoken
 
 _MODERN = re.compile(r"(?:[\w.-]+[/:])*(?:o[1-9]\d?|gpt-(?:[5-9]|[12]\d)(?:\.\d+)?)(?![\w.]).*")
 
@@ -27,26 +30,20 @@ def wants_max_completion_tokens(model: str) -> bool:
     return _MODERN.fullmatch(model) is not None
 
 
-def response_format(schema: dict[str, Any], strict: bool) -> dict[str, Any]:
-    """The parameter that holds the answer to a schema."""
-    named: dict[str, Any] = {"name": "answer", "schema": schema}
-    if strict:
-        named["strict"] = True
-    return {"type": "json_schema", "json_schema": named}
-
-
-def build(request: Request, model: str, answer_format: dict[str, Any] | None) -> dict[str, Any]:
+def build(request: Request, model: str, way: Way | None = None) -> dict[str, Any]:
     """The body to send: a raw one as it stands, else messages and parameters for this model.
 
-    A model that the body names itself wins. `answer_format` becomes `response_format`, unless the user has
-    set one.
+    A model that the body names itself wins. `way` is how the server is told the answer's schema; None where
+    it isn't.
     """
     if request.raw:
         return request.body
     body = {"model": model, **request.body}
     model = body["model"]
-    if answer_format is not None and "response_format" not in body:
-        body["response_format"] = answer_format
+    if way is not None:
+        body |= way.fields
+        if way.words is not None:
+            body["messages"] = spoken(body.get("messages"), way.words)
     if "max_tokens" in body and "max_completion_tokens" not in body and wants_max_completion_tokens(model):
         body["max_completion_tokens"] = body.pop("max_tokens")
     return body
@@ -109,11 +106,12 @@ def read_answer(
     proven: bool = False,
     secret: str | None = None,
     whole: bool = True,
+    tool: bool = False,
 ) -> Reply:
     """Read an HTTP answer into a Reply, or raise what it means instead.
 
     `model` is named in the Reply where the body names none; `whole` says whether the Reply is to hold the
-    body, too; the rest is as in `verdicts.verdict`.
+    body, too; `tool` whether a tool's arguments are the answer; the rest is as in `verdicts.verdict`.
     """
     if not 200 <= status < 300:
         from batchllm.providers.verdicts import verdict
@@ -124,9 +122,8 @@ def read_answer(
     except orjson.JSONDecodeError as broken:
         if content.startswith(codecs.BOM_UTF8):
             rest = content.removeprefix(codecs.BOM_UTF8)
-            return read_answer(
-                status, headers, rest, model=model, now=now, proven=proven, secret=secret, whole=whole
-            )
+            again = partial(read_answer, status, headers, rest, model=model, now=now, proven=proven)
+            return again(secret=secret, whole=whole, tool=tool)
         from batchllm.providers.misread import leniently, no_json
 
         document = leniently(content)
@@ -141,12 +138,13 @@ def read_answer(
         from batchllm.providers.verdicts import under_ok
 
         raise under_ok(complaint, headers, status=status, proven=proven, now=now, secret=secret)
-    found = _completion(document, model, request_id(headers), limits)
+    read = _with_arguments(document) if tool else document
+    found = _completion(read, model, request_id(headers), limits)
     if isinstance(found, str):
         from batchllm.providers.misread import blocked, no_completion
 
         raise blocked(status, document, secret) or no_completion(status, headers, found, secret)
-    return found
+    return found if read is document else replace(found, raw=document)
 
 
 def _usual(
@@ -188,6 +186,21 @@ def _complaint(document: Any) -> Any:
     choices = first.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     return choice if isinstance(choice, dict) and isinstance(choice.get("error"), dict) else None
+
+
+def _with_arguments(document: Any) -> Any:
+    """A completion with the arguments of its first tool call as its text, where that makes a whole answer."""
+    try:
+        choice = document["choices"][0]
+        message = choice["message"]
+        calls = message.get("tool_calls") or [{"function": message["function_call"]}]
+        given = calls[0]["function"]["arguments"]
+        finish = finish_of(choice.get("finish_reason"))
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return document
+    text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    ended = {"message": {"content": text}, "finish_reason": "stop" if finish in _TOOLS else finish}
+    return {**document, "choices": [{**choice, **ended}]}
 
 
 def _completion(

@@ -19,19 +19,20 @@ import anyio
 import anyio.lowlevel
 import orjson
 
-from batchllm.errors import ConfigError, Disconnected, TimedOut
-from batchllm.faults import FaultMix
+from batchllm.errors import ConfigError, Disconnected, Refused, TimedOut
+from batchllm.faults import TALK, FaultMix, refused_feature
 from batchllm.model import Reply, Request, Trail, frozen
 from batchllm.ports import ProviderSpec
 from batchllm.providers import chat
 from batchllm.providers.script import Line, load
+from batchllm.providers.shaping import Shaping, in_doubt
 
 _WAYS = (
     "write fake/echo, fake/echo?latency_ms=100&jitter=0.1&faults=429:0.04,500:0.03&seed=7 "
     "or fake/script?file=replies.jsonl&by=order (or by=match)"
 )
-_ECHO = ("latency_ms", "jitter", "faults", "seed", "retry_after_ms")
-_SCRIPT = ("file", "by", "latency_ms", "jitter", "seed")
+_ECHO = ("latency_ms", "jitter", "faults", "seed", "retry_after_ms", "refuse")
+_SCRIPT = ("file", "by", "latency_ms", "jitter", "seed", "refuse")
 
 _PAGE = b"<!doctype html><html><head><title>Bad Gateway</title></head><body>nothing here</body></html>"
 _WORDS: dict[str, tuple[int, str, str]] = {
@@ -50,13 +51,17 @@ Wire = tuple[int, dict[str, str], bytes]
 
 @frozen
 class Settings:
-    """What follows the `?`: times in seconds, `jitter` as a share of the latency, up or down."""
+    """What follows the `?`: times in seconds, `jitter` as a share of the latency, up or down.
+
+    `refuse` names the features that it lacks (`faults.REFUSABLE`), with commas between.
+    """
 
     latency: float = 0.0
     jitter: float = 0.0
     faults: FaultMix = field(default_factory=FaultMix)
     seed: int = 0
     retry_after: float = 0.1
+    refuse: tuple[str, ...] = ()
 
 
 class Answers(Protocol):
@@ -112,6 +117,7 @@ def _settings(given: dict[str, str]) -> Settings:
         faults=FaultMix.parse(given.get("faults", "")),
         seed=int(seed),
         retry_after=_number(given, "retry_after_ms", 100, math.inf) / 1000,
+        refuse=tuple(filter(None, given.get("refuse", "").split(","))),
     )
 
 
@@ -136,11 +142,14 @@ class Fake:
         self._settings = settings
         self._random = random.Random(settings.seed)
         self._calls = 0
+        self._shaping = Shaping(spec.schema_mode)
         self.proven = False
 
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """Answer after the latency, or raise what a server's answer would mean."""
         settings, self._calls = self._settings, self._calls + 1
+        if settings.refuse:
+            self._refuse(request)
         fault = settings.faults.pick(self._random.random())
         sway = 1 + settings.jitter * (2 * self._random.random() - 1)
         identity = f"fake-{self._calls}"
@@ -161,6 +170,18 @@ class Fake:
         )
         self.proven = True
         return reply
+
+    def _refuse(self, request: Request) -> None:
+        """Refuse a request that wants a feature which this fake lacks, as a server would."""
+        ladder = self._shaping.ladder(request)
+        if ladder is None:
+            return
+        way = ladder.way
+        refused = refused_feature(chat.build(request, self._name, way), self._settings.refuse)
+        if refused is None:
+            return
+        error = Refused(f"the provider answered 400: {refused[0]}", cause="http_400", status=400)
+        raise in_doubt(error, 400) if ladder.refused(way, error, 400) else error
 
     async def _wait(self, latency: float, trail: Trail) -> None:
         """Sleep for the latency in seconds; TimedOut where the time for one call is over first."""
@@ -218,6 +239,8 @@ def _spoilt(fault: str | None, line: Line) -> tuple[str, str | None]:
         return "", "content_filter"
     if fault == "prose":
         return f"Sure, here is the answer: {text} Let me know if it helps.", line.finish
+    if fault == "talk":
+        return TALK, line.finish
     if fault == "fenced":
         return f"```json\n{text}\n```", line.finish
     if fault == "enum" and _is_json(text):

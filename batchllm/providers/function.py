@@ -16,10 +16,10 @@ import anyio
 from anyio import to_thread
 
 from batchllm.errors import BatchError, Internal, TimedOut
+from batchllm.job.importing import found
 from batchllm.lines import dumps
 from batchllm.model import Reply, Request, Trail, Usage
 from batchllm.ports import ProviderSpec
-from batchllm.providers.importing import found
 
 
 @asynccontextmanager

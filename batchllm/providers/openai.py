@@ -9,23 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from batchllm import __version__
-from batchllm.errors import BatchError, ConfigError, RateLimited, Refused, RouteGone
+from batchllm.errors import BatchError, ConfigError, Refused, RouteGone
 from batchllm.model import Reply, Request, Trail
 from batchllm.ports import ProviderSpec
 from batchllm.providers import chat
-from batchllm.schema import strict_ready
+from batchllm.providers.shaping import Shaping, in_doubt
 from batchllm.transport import open_endpoint
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _PATH = "/chat/completions"
 SHORTEST_KEY = 8
 """Characters below which a key is too common a word to be masked wherever it stands."""
-PROBE_S = 0.1
-"""Seconds until calls are asked again that were refused while the route is in doubt."""
 
 
 class Answer(Protocol):
@@ -98,14 +97,16 @@ class OpenAI:
         self._spec = spec
         self._secret = (spec.key or "").strip() or None
         self._masked = (self._secret or "").encode() if len(self._secret or "") >= SHORTEST_KEY else b""
-        self._format: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._shaping = Shaping(spec.schema_mode)
         self._doubt: object | None = None
         self.proven = False
 
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """Ask once; raises what `verdicts` says, or TimedOut or Disconnected from the transport."""
         spec = self._spec
-        body = chat.build(request, spec.model, self._answer_format(request.schema))
+        ladder = self._shaping.ladder(request)
+        way = ladder.way if ladder is not None else None
+        body = chat.build(request, spec.model, way)
         timeout = chat.time_left(spec.timeout, trail.deadline, time.monotonic())
         doubt = self._doubt
         answer = await self._endpoint.post(
@@ -122,10 +123,17 @@ class OpenAI:
                 proven=self.proven and (doubt is None or doubt is not self._doubt),
                 secret=self._secret,
                 whole=spec.whole,
+                tool=way is not None and way.tool,
             )
         except (Refused, RouteGone) as error:
+            if ladder is not None and way is not None and ladder.refused(way, error, answer.status):
+                raise in_doubt(error, answer.status) from None
             raise self._whose(error, request, answer.status) from None
         self.proven = True
+        if way is not None and ladder is not None:
+            ladder.answered(way)
+            if way.restore is not None:
+                reply = replace(reply, restore=way.restore)
         if doubt is not None and doubt is self._doubt:
             self._doubt = None
         return reply
@@ -143,9 +151,7 @@ class OpenAI:
         if self._doubt is None:
             self._doubt = object()
             return error
-        again = RateLimited(error.message, status=status, retry_after=PROBE_S)
-        again.cause = "in_doubt"
-        return again
+        return in_doubt(error, status)
 
     def _without_key(self, answer: Answer) -> tuple[Mapping[str, str], bytes]:
         """Headers and body with the key masked, should a server echo it: neither file nor log may hold it."""
@@ -159,11 +165,3 @@ class OpenAI:
         if secret in "\n".join(headers.values()):
             headers = {name: value.replace(secret, "***") for name, value in headers.items()}
         return headers, content
-
-    def _answer_format(self, schema: dict[str, Any] | None) -> dict[str, Any] | None:
-        """`response_format` for a schema; made once, since a stage asks with one and the same object."""
-        if schema is None:
-            return None
-        if self._format is None or self._format[0] is not schema:
-            self._format = (schema, chat.response_format(schema, strict_ready(schema)))
-        return self._format[1]

@@ -23,8 +23,8 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from batchllm.errors import ConfigError, FatalError, Internal, StillRunning, TimedOut
+from batchllm.job.importing import found
 from batchllm.model import Reply, Request, Trail, Usage, frozen
-from batchllm.providers.importing import found
 from batchllm.providers.raised import as_json, meaning
 from batchllm.providers.resource import opened
 from batchllm.providers.step_processes import Workers

@@ -31,7 +31,7 @@ def main() -> None:
         return
     sys.path[:] = begin["path"]
     from batchllm.errors import ConfigError
-    from batchllm.providers.importing import found
+    from batchllm.job.importing import found
     from batchllm.providers.raised import as_json, meaning, packed
 
     try:

@@ -5,7 +5,7 @@ The only room that knows jsonschema. It asks nobody and fetches nothing; `wire` 
 """
 
 from batchllm.schema.finding import find_json, holds_long_number
-from batchllm.schema.strict import strict_ready
+from batchllm.schema.strict import StrictForm, strict_form
 from batchllm.schema.validating import Schema
 
-__all__ = ["Schema", "find_json", "holds_long_number", "strict_ready"]
+__all__ = ["Schema", "StrictForm", "find_json", "holds_long_number", "strict_form"]

@@ -1,49 +1,186 @@
-"""Whether a provider's strict mode takes a schema as it is."""
+"""A schema made fit for OpenAI's strict mode, so that what it gives can be brought back to the original.
+
+What is sent may allow more than the original, never less than what the original needs: every answer is
+validated against the original in any case. Pure; `providers/shaping` calls it once a schema.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-# What OpenAI's strict mode is known to take; whatever else a schema holds is sent without strict.
-_STRICT_KEYWORDS = frozenset(
+from batchllm.model import frozen
+from batchllm.schema.restoring import restored
+
+WRAPPED = "answer"
+"""The property that holds an answer which is no object."""
+
+# What strict mode is known to take (OpenAI's guide to structured outputs); what only narrows is not sent.
+_PLAIN = frozenset(
     {
-        *("type", "enum", "const", "anyOf", "items", "properties", "required", "additionalProperties"),
-        *("$ref", "$defs", "definitions", "$schema", "title", "description", "pattern", "format"),
-        *("multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems"),
+        *("type", "enum", "const", "$schema", "title", "description", "pattern", "format", "multipleOf"),
+        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems"),
     }
 )
-_STRICT_FORMATS = frozenset(
-    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"}
+_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
+_UNFIT_KEYWORDS = frozenset(
+    {
+        *("patternProperties", "unevaluatedProperties", "unevaluatedItems", "prefixItems", "additionalItems"),
+        *("$dynamicRef", "$recursiveRef", "$id", "$anchor", "$dynamicAnchor"),
+        *("if", "then", "else", "dependentSchemas", "dependencies"),
+    }
 )
+"""Those that could ask for what a closed object can't hold, or that give schemas names of their own."""
+_STRUCTURE = frozenset({"type", "enum", "const", "properties", "items", "anyOf", "oneOf", "allOf"})
+_REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/%~]+)?")
+_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
-def strict_ready(document: dict[str, Any]) -> bool:
-    """Whether OpenAI's strict mode takes this schema as it is.
+@frozen
+class StrictForm:
+    """`document` is what to send; `restore` makes of an answer to it one to the original, None for itself."""
 
-    Every object must forbid further properties and require all of its own, the root must be an object,
-    and only known keywords may appear (OpenAI's guide to structured outputs). When in doubt: False.
+    document: dict[str, Any]
+    restore: Callable[[Any], Any] | None = None
+
+
+class _Unfit(Exception):
+    """Strict mode can't be given this schema without forbidding right answers."""
+
+
+def strict_form(document: dict[str, Any]) -> StrictForm | None:
+    """The form of a schema that strict mode takes; None where there is none.
+
+    Objects are closed, their optional properties required and nullable, `oneOf` is `anyOf`, keywords that
+    only narrow are left out, and a root that is no object is wrapped into one.
     """
-    if document.get("type") != "object" or "anyOf" in document:
-        return False
-    left: list[Any] = [document]
-    while left:
-        schema = left.pop()
-        if not isinstance(schema, dict) or not schema.keys() <= _STRICT_KEYWORDS:
-            return False
-        if schema.get("format", "date") not in _STRICT_FORMATS:
-            return False
-        properties = schema.get("properties", {})
-        if "object" in _types(schema) or properties:
-            closed = schema.get("additionalProperties") is False
-            if not closed or set(schema.get("required", [])) != set(properties):
-                return False
-        left += properties.values()
-        left += [*schema.get("$defs", {}).values(), *schema.get("definitions", {}).values()]
-        left += schema.get("anyOf", [])
-        left += [schema["items"]] if "items" in schema else []
-    return True
+    adapting = _Adapting()
+    try:
+        root, wrapped = _root(document)
+        sent = adapting.adapted(root)
+        for name in ("$defs", "definitions"):
+            if name in document:
+                sent[name] = {key: adapting.adapted(each) for key, each in document[name].items()}
+        if wrapped and "#" in adapting.references:
+            return None
+    except (_Unfit, RecursionError):
+        return None
+    if not wrapped and not adapting.optional:
+        return StrictForm(document if sent == document else sent)
+    return StrictForm(sent, partial(restored, document=document, wrapped=WRAPPED if wrapped else None))
 
 
-def _types(schema: dict[str, Any]) -> list[str]:
-    types = schema.get("type", [])
-    return types if isinstance(types, list) else [types]
+def _wrapped(document: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose answer stands in a property of an object; its definitions stay at the root."""
+    at_root = ("$defs", "definitions", "$schema")
+    inner = {name: value for name, value in document.items() if name not in at_root}
+    return {
+        "type": "object",
+        "properties": {WRAPPED: inner},
+        "required": [WRAPPED],
+        "additionalProperties": False,
+    } | {name: document[name] for name in ("$defs", "definitions") if name in document}
+
+
+def _root(document: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The schema to adapt as the root, which has to be a plain object, and whether it was wrapped."""
+    root = document
+    reference = root.get("$ref")
+    if isinstance(reference, str) and _REFERENCE.fullmatch(reference) and reference != "#":
+        _, holder, name = reference.split("/")
+        root = document.get(holder, {}).get(name)
+    if isinstance(root, dict) and root.get("type", "object") == "object" and "properties" in root:
+        return root, False
+    return _wrapped(document), True
+
+
+class _Adapting:
+    """One schema on its way; `optional` says that nulls were let in, `references` which it holds."""
+
+    def __init__(self) -> None:
+        self.optional = False
+        self.references: set[str] = set()
+
+    def adapted(self, schema: Any) -> dict[str, Any]:
+        """The schema and all within it in strict form; raises _Unfit."""
+        if not isinstance(schema, dict) or not _UNFIT_KEYWORDS.isdisjoint(schema):
+            raise _Unfit
+        if "$ref" in schema:
+            return self._reference(schema)
+        if "allOf" in schema:
+            return self._all_of(schema)
+        kept = {name: value for name, value in schema.items() if name in _PLAIN}
+        if schema.get("format", "date") not in _FORMATS:
+            del kept["format"]
+        if "anyOf" in schema or "oneOf" in schema:
+            if _STRUCTURE.isdisjoint(schema.keys() - {"anyOf", "oneOf"}):
+                return kept | {"anyOf": self._branches(schema)}
+            _only_narrows(schema)
+        if "type" not in kept:
+            kept["type"] = _told_type(schema)
+        types = kept["type"] if isinstance(kept["type"], list) else [kept["type"]]
+        if "object" in types:
+            kept |= self._object(schema)
+        if "array" in types:
+            kept["items"] = self.adapted(schema.get("items"))
+        return kept
+
+    def _reference(self, schema: dict[str, Any]) -> dict[str, Any]:
+        reference = schema["$ref"]
+        if not _REFERENCE.fullmatch(reference) or not _STRUCTURE.isdisjoint(schema):
+            raise _Unfit
+        self.references.add(reference)
+        return {"$ref": reference}
+
+    def _all_of(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """One schema in `allOf` is that schema; several can't be closed one by one."""
+        if len(schema["allOf"]) != 1 or not _STRUCTURE.isdisjoint(schema.keys() - {"allOf"}):
+            raise _Unfit
+        return self.adapted(schema["allOf"][0])
+
+    def _branches(self, schema: dict[str, Any]) -> list[dict[str, Any]]:
+        if "anyOf" in schema and "oneOf" in schema:
+            raise _Unfit
+        return [self.adapted(branch) for branch in schema.get("anyOf") or schema["oneOf"]]
+
+    def _object(self, schema: dict[str, Any]) -> dict[str, Any]:
+        properties, required = schema.get("properties", {}), schema.get("required", [])
+        closed = schema.get("additionalProperties")
+        if closed not in (None, False) or (not properties and closed is None):
+            raise _Unfit  # its names are the model's to choose
+        if not set(required) <= set(properties):
+            raise _Unfit
+        adapted = {
+            name: self.adapted(each) if name in required else self._optional(each)
+            for name, each in properties.items()
+        }
+        names = required if set(required) == set(properties) else list(properties)
+        return {"properties": adapted, "required": names, "additionalProperties": False}
+
+    def _optional(self, schema: Any) -> dict[str, Any]:
+        self.optional = True
+        return {"anyOf": [self.adapted(schema), {"type": "null"}]}
+
+
+def _only_narrows(schema: dict[str, Any]) -> None:
+    """Branches beside a structure may be left out where they ask for no properties of their own."""
+    for branch in [*schema.get("anyOf", []), *schema.get("oneOf", [])]:
+        if not isinstance(branch, dict) or not branch.keys() <= {"required", "not", "title", "description"}:
+            raise _Unfit
+
+
+def _told_type(schema: dict[str, Any]) -> Any:
+    """The type that a schema has without saying so: strict mode wants to be told."""
+    if "enum" in schema or "const" in schema:
+        values = schema["enum"] if "enum" in schema else [schema["const"]]
+        types = list(dict.fromkeys(_TYPES.get(type(value)) for value in values))
+        if None in types:
+            raise _Unfit
+        return types[0] if len(types) == 1 else types
+    if "properties" in schema:
+        return "object"
+    if "items" in schema:
+        return "array"
+    raise _Unfit

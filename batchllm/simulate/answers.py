@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import orjson
 
+from batchllm.faults import TALK
 from batchllm.simulate.asks import Ask, tokens
 from batchllm.simulate.instances import Unanswerable, instance
 from batchllm.simulate.problems import bad_request
@@ -37,7 +39,7 @@ def answer(ask: Ask, fault: str | None, digest: bytes) -> Answer:
         return Answer("", "stop", 0)
     if fault == "filter":
         return Answer("", "content_filter", 0)
-    text = _right_text(ask, digest, wrong=fault == "enum")
+    text = TALK if fault == "talk" else _right_text(ask, digest, wrong=fault == "enum")
     if fault == "length":
         text = text[: len(text) // 2]
         return Answer(text, "length", tokens(text))
@@ -53,6 +55,13 @@ def answer(ask: Ask, fault: str | None, digest: bytes) -> Answer:
 
 def completion(ask: Ask, given: Answer, request_id: str, created: int) -> bytes:
     """The body of a chat completion; `created` in Unix seconds."""
+    said: dict[str, Any] = {"role": "assistant", "content": given.text}
+    finish = given.finish
+    if ask.tool is not None and given.text and finish != "content_filter":
+        function = {"name": ask.tool, "arguments": given.text}
+        call = {"id": f"call_{request_id}", "type": "function", "function": function}
+        said = {"role": "assistant", "content": None, "tool_calls": [call]}
+        finish = "tool_calls" if finish == "stop" else finish
     return orjson.dumps(
         {
             "id": f"chatcmpl-{request_id}",
@@ -62,9 +71,9 @@ def completion(ask: Ask, given: Answer, request_id: str, created: int) -> bytes:
             "choices": [
                 {
                     "index": 0,
-                    "message": {"role": "assistant", "content": given.text},
+                    "message": said,
                     "logprobs": None,
-                    "finish_reason": given.finish,
+                    "finish_reason": finish,
                 }
             ],
             "usage": {

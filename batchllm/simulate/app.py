@@ -145,13 +145,14 @@ class Rehearsal:
         if key:
             self._counts.asked(key)
         self._check_key(request.headers)
-        ask = read_message(body) if call.anthropic else read(body)
+        ask = read_message(body) if call.anthropic else read(body, settings.refuse)
         digest = blake2b(ask.text.encode(errors="replace"), digest_size=8).digest()
         if not key:
             self._counts.asked(digest.hex())
         quota, now, needs = self._quota, time.monotonic(), ask.needs
         self._admit(needs, now)
-        fault, wobble = self._turn(digest)
+        talk = digest if not ask.talk else blake2b(ask.talk.encode(errors="replace"), digest_size=8).digest()
+        fault, wobble = self._turn(talk)
         wait = self._enter(settings.latency * (1 + settings.jitter * wobble), now)
         self._history.admit(needs["tokens"], now)
         if fault is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from batchllm.faults import refused_feature
 from batchllm.simulate.problems import Problem, Rejected, bad_request
 
 _UNKNOWN_MODEL = "no-such-model"
@@ -22,7 +23,8 @@ class Ask:
     """One chat completion to make up.
 
     `text` is the last user message; `schema` what the answer has to satisfy, or None for plain text;
-    `prompt_tokens` is estimated at four bytes a token; `max_tokens` is the most to answer, or None.
+    `prompt_tokens` is estimated at four bytes a token; `max_tokens` is the most to answer, or None. `talk` is
+    all that was said before, where anything was; `tool` names the one to answer with.
     """
 
     model: str
@@ -30,6 +32,8 @@ class Ask:
     schema: dict[str, Any] | bool | None
     prompt_tokens: int
     max_tokens: int | None
+    talk: str = ""
+    tool: str | None = None
 
     @property
     def needs(self) -> dict[str, int]:
@@ -48,17 +52,25 @@ def tokens(text: str) -> int:
     return max(1, (len(text) + 3) // 4)
 
 
-def read(body: bytes) -> Ask:
-    """The Ask in a chat completion's body; or Rejected: a 404 for the model `no-such-model`, else a 400."""
+def read(body: bytes, refuse: tuple[str, ...] = ()) -> Ask:
+    """The Ask in a chat completion's body; or Rejected: a 404 for the model `no-such-model`, else a 400.
+
+    `refuse` names features that this server lacks.
+    """
     data, model = _opened(body)
+    if refuse and (refused := refused_feature(data, refuse)):
+        raise bad_request(*refused)
     _check_temperature(data.get("temperature"))
-    text, size = _messages(data.get("messages"))
+    text, size, talk = _messages(data.get("messages"))
+    tool, parameters = _tool(data.get("tools"), data.get("tool_choice"))
     return Ask(
         model=model,
         text=text,
-        schema=_schema(data.get("response_format")),
+        schema=parameters if tool else _schema(data.get("response_format")),
         prompt_tokens=max(1, (size + 3) // 4),
         max_tokens=_limit(data, "max_completion_tokens") or _limit(data, "max_tokens"),
+        talk=talk,
+        tool=tool,
     )
 
 
@@ -69,7 +81,7 @@ def read_message(body: bytes) -> Ask:
     most = _limit(data, "max_tokens")
     if most is None:
         raise bad_request("max_tokens: field required", "max_tokens", "missing_required_parameter")
-    text, size = _messages(data.get("messages"))
+    text, size, _ = _messages(data.get("messages"))
     size += _size(_text(data.get("system"), "system"))
     return Ask(model=model, text=text, schema=None, prompt_tokens=max(1, (size + 3) // 4), max_tokens=most)
 
@@ -120,11 +132,11 @@ def _check_temperature(value: Any) -> None:
         raise bad_request(message, "temperature", "decimal_out_of_range")
 
 
-def _messages(messages: Any) -> tuple[str, int]:
-    """The last user message's text, and the bytes of all messages."""
+def _messages(messages: Any) -> tuple[str, int, str]:
+    """The last user message's text, the bytes of all messages, and what was said before an answer to it."""
     if not isinstance(messages, list) or not messages:
         raise bad_request("'messages' must be a list with a message in it.", "messages", "invalid_type")
-    last = ""
+    last = talk = ""
     size = 0
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -133,9 +145,11 @@ def _messages(messages: Any) -> tuple[str, int]:
             )
         text = _text(message.get("content"), f"messages[{number}].content")
         size += _size(text)
+        if message["role"] == "assistant":
+            talk += f"{last}\n{text}\n"
         if message["role"] == "user":
             last = text
-    return last, size
+    return last, size, talk
 
 
 def _size(text: str) -> int:
@@ -152,6 +166,18 @@ def _text(content: Any, where: str) -> str:
         return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
     message = "The content must be a string or an array of objects."
     raise bad_request(message, where, "invalid_type")
+
+
+def _tool(tools: Any, choice: Any) -> tuple[str | None, Any]:
+    """The name and the parameters of the tool that has to be used; None where none has to."""
+    wanted = choice.get("function") if isinstance(choice, dict) else None
+    if not isinstance(wanted, dict):
+        return None, None
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if isinstance(function, dict) and function.get("name") == wanted.get("name"):
+            return str(function["name"]), function.get("parameters", {})
+    raise bad_request("tool_choice names none of the tools.", "tool_choice", "invalid_value")
 
 
 def _schema(wanted: Any) -> dict[str, Any] | bool | None:

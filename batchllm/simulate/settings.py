@@ -16,7 +16,8 @@ class Settings:
     be overdrawn. `service` words the refusals and `headers` (see `bodies.SERVICES`, `headers.HEADERS`) tells
     the limits, None for those that fit the path; `told` says where a refusal tells the time to wait: yes
     (everywhere), text or no. Beyond `knee` requests at once the others wait in a line of `queue_max`;
-    `overload` is how often and for how long the server is overloaded.
+    `overload` is how often and for how long the server is overloaded; `refuse` names features that it lacks
+    (`faults.REFUSABLE`).
     """
 
     latency: float = 0.0
@@ -39,6 +40,7 @@ class Settings:
     knee: int | None = None
     queue_max: int | None = None
     overload: tuple[float, float] | None = None
+    refuse: tuple[str, ...] = ()
 
     @property
     def limits(self) -> dict[str, int | None]:

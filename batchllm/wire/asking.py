@@ -25,11 +25,17 @@ from batchllm.schema import Schema
 from batchllm.stop import Stop
 from batchllm.wire.prompting import check_first, missing_images, prompt_of, rendering
 from batchllm.wire.registry import Chosen, provider_of
+from batchllm.wire.standby import check_constant, constant, others
 
 if TYPE_CHECKING:
     from batchllm.prompt import Condition
+    from batchllm.schema.checking import Check
 
 _BATCH_URLS = ("/v1/chat/completions", "/chat/completions")
+
+
+Other = tuple[str, Provider]
+"""A model that stands by: its name and its stack."""
 
 
 @frozen
@@ -47,7 +53,8 @@ class Shared:
 class Asking:
     """One stage's provider, prompt and schema, each checked; `stage` is its table, where it has one.
 
-    A stage that runs a function of the user's has neither `chosen` nor `prompt`.
+    A stage that runs a function of the user's has neither `chosen` nor `prompt`. `check` is the user's own
+    judge of answers, `fallbacks` ask the same of others.
     """
 
     job: Job
@@ -56,6 +63,8 @@ class Asking:
     schema: Schema | None
     stage: dict[str, Any] | None = None
     when: Condition | None = None
+    check: Check | None = None
+    fallbacks: tuple[Asking, ...] = ()
 
     @property
     def is_step(self) -> bool:
@@ -122,7 +131,8 @@ class Asking:
         """The stage for the pipeline; `raw` records hold their request bodies."""
         render: Render = _step_body if self.chosen is None else self.render(raw=raw)
         when = self.when.holds if self.when is not None else None
-        return Stage(stack, render, self.model, self.job.schema, raw, self.name, when, self.is_step)
+        seen = self.check is not None and self.check.wants_record
+        return Stage(stack, render, self.model, self.job.schema, raw, self.name, when, self.is_step, seen)
 
     def render(self, *, raw: bool) -> Render:
         """What makes a request body of a record's data; `raw` records hold theirs."""
@@ -130,8 +140,26 @@ class Asking:
             return _batch_body
         return rendering(self.job, self.prompt, self.model)
 
-    def stack(self, provider: Provider, gate: Gate, shared: Shared) -> Provider:
-        """The stage's stack, outermost first: Cached(Structured(Retrying(Gated(Traced(provider)))))."""
+    def stack(self, provider: Provider, gate: Gate, shared: Shared, others: Sequence[Other] = ()) -> Provider:
+        """The stack, outermost first: Cached(Fallback(Structured(Retrying(Gated(Traced(provider)))))).
+
+        `others` are the models that stand by, with their stacks.
+        """
+        job = self.job
+        judged = self._judged(provider, gate, shared)
+        if others or job.fallback_answer is not None:
+            from batchllm.layers.fallback import Fallback  # most runs have none
+
+            judged = Fallback(judged, others, constant(job.fallback_answer))
+        if shared.answers is None:
+            return judged
+        from batchllm.layers.cached import Cached
+
+        judge = f"{job.check or ''} {job.schema_mode if job.schema is not None else ''}".strip()
+        whole = self.spec.whole
+        return Cached(judged, shared.answers, whole=whole, judge=judge, waits=lambda: gate.spared())
+
+    def _judged(self, provider: Provider, gate: Gate, shared: Shared) -> Provider:
         job, run = self.job, shared.job
         inner: Provider = Traced(provider, shared.observers, self.name)
         if shared.window is not None:
@@ -140,12 +168,14 @@ class Asking:
         if job.concurrency != "auto" and (run.concurrency == "auto" or job.concurrency < run.concurrency):
             gated = Within(gated, anyio.CapacityLimiter(job.concurrency))
         retrying = Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=shared.stop, witness=gate)
-        judged = Structured(retrying, schema=self.schema, repair=job.repair, stop=shared.stop)
-        if shared.answers is None:
-            return judged
-        from batchllm.layers.cached import Cached  # most runs have none
-
-        return Cached(judged, shared.answers, whole=self.spec.whole, waits=lambda: gate.spared())
+        return Structured(
+            retrying,
+            schema=self.schema,
+            repair=job.repair,
+            stop=shared.stop,
+            check=self.check,
+            ceiling=job.max_tokens_ceiling,
+        )
 
     def step_stack(self, provider: Provider, gate: Gate, shared: Shared) -> tuple[Provider, Lingering]:
         """The stack of a function, Retrying(Lingering(Gated(Traced(step)))), and who waits in it."""
@@ -177,7 +207,24 @@ def asking(
         return Asking(job, None, None, None, stage, when)
     chosen = provider_of(loaded, environ, terminal=terminal)
     schema = Schema.load(job.schema, loaded.origin("schema")) if job.schema is not None else None
-    return Asking(job, chosen, prompt_of(loaded, schema, chosen.model), schema, stage, when)
+    prompt, check = prompt_of(loaded, schema, chosen.model), _check(job)
+    if job.fallback_answer is not None:
+        check_constant(loaded, schema)
+    standbys = tuple(
+        Asking(other.job, provider_of(other, environ, terminal=terminal), prompt, schema, stage, when, check)
+        for other in others(loaded, chosen.model)
+    )
+    return Asking(job, chosen, prompt, schema, stage, when, check, standbys)
+
+
+def _check(job: Job) -> Check | None:
+    """The validator that the job names, imported."""
+    if job.check is None:
+        return None
+    from batchllm.job.code import named_object
+    from batchllm.schema.checking import Check
+
+    return Check(named_object(job.check), job.check, job.timeout)
 
 
 def missing(asked: Asking, records: Sequence[Record]) -> list[str]:

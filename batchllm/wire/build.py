@@ -189,8 +189,8 @@ async def _assemble(
     first = await source.peek(plan.enough)
     shape = state.later.shape if state.later is not None else source.format
     raw = shape == "openai-batch"
-    if not raw and (opened is None or opened.new):
-        plan.check_fields(first)
+    if opened is None or opened.new:
+        plan.check_fields(first, raw=raw)
     if providers is None:
         providers = await plan.connect(stack)
     if opened is not None and state.later is None:

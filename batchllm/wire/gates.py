@@ -13,11 +13,17 @@ from batchllm.layers.gated import Gate
 
 
 class Gates:
-    """Several gates; `window` is the run's, None where each finds its own."""
+    """Several gates; `window` is the run's, None where each finds its own.
 
-    def __init__(self, gates: Sequence[Gate], window: anyio.CapacityLimiter | None) -> None:
+    Of those in `main` others only stand by for one: where it is one, its limits are the run's.
+    """
+
+    def __init__(
+        self, gates: Sequence[Gate], window: anyio.CapacityLimiter | None, main: Sequence[Gate] = ()
+    ) -> None:
         self._gates = tuple(gates)
         self._window = window
+        self._main = main[0] if len(main) == 1 else None
         self.ceiling = sum(gate.ceiling for gate in gates)
 
     @property
@@ -58,11 +64,13 @@ class Gates:
             gate.go_on()
 
     def limits(self) -> dict[str, float]:
-        """None that are of all of them."""
-        return {}
+        """Those of the one model that others stand by for; none that are of all."""
+        return self._main.limits() if self._main is not None else {}
 
     def limit(self, limits: Mapping[str, float | None]) -> None:
-        """ValueError: each model has limits of its own."""
+        """Other limits for that one model; ValueError where each model has limits of its own."""
+        if self._main is not None:
+            return self._main.limit(limits)
         raise ValueError("this run asks several models, each with limits of its own: they stay as they are")
 
     def retune(self, concurrency: int) -> None:

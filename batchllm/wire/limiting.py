@@ -86,6 +86,7 @@ async def gate_of(
         target=None if job.concurrency == "auto" else min(job.concurrency, most),
         adaptive=Adaptive(most, limiter.clock()) if job.concurrency == "auto" else None,
         ramp=ramp,
+        standby=bool(job.fallback),
         observers=observers,
     )
 

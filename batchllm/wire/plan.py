@@ -37,7 +37,8 @@ class Plan:
     askings: tuple[tuple[Asking, ...], ...]
 
     def __iter__(self) -> Iterator[Asking]:
-        return (each for stages in self.askings for each in stages)
+        """Everyone who may be asked: each stage's model, then those that stand by for it."""
+        return (each for stages in self.askings for stage in stages for each in (stage, *stage.fallbacks))
 
     @property
     def variants(self) -> int:
@@ -47,7 +48,7 @@ class Plan:
     @property
     def model(self) -> str:
         """Who is asked, in a word or a few."""
-        return ", ".join(dict.fromkeys(each.model for each in self))
+        return ", ".join(dict.fromkeys(each.model for stages in self.askings for each in stages))
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -64,10 +65,17 @@ class Plan:
         """Whether these records have every field that any prompt needs."""
         return not any(missing(each, records) for each in self)
 
-    def check_fields(self, first: Sequence[Record]) -> None:
-        """A template field that none of the first records has is a mistake in the template: ConfigError."""
+    def check_fields(self, first: Sequence[Record], *, raw: bool = False) -> None:
+        """A template field that none of the first records has is a mistake in the template: ConfigError.
+
+        `raw` records hold whole requests, of which only the model matters.
+        """
         for each in self:
-            check_fields(each, first)
+            if raw and each.fallbacks:
+                said = "records of the OpenAI batch format name their own model"
+                raise ConfigError(said, "leave out --fallback")
+            if not raw:
+                check_fields(each, first)
 
     async def connect(self, stack: AsyncExitStack) -> list[Provider]:
         """A provider for each asking, in their order; those that need the same connection share it."""
@@ -96,7 +104,7 @@ class Plan:
         gates = {}
         for account, members in groups.items():
             first, provider = members[0]
-            shared = _strictest(job, [each.job for each, _ in members])
+            shared = _strictest(replace(job, fallback=first.job.fallback), [each.job for each, _ in members])
             if first.is_step:
                 shared = replace(shared, concurrency=first.job.concurrency, quota_file=None)
             gates[account] = await gate_of(
@@ -112,7 +120,9 @@ class Plan:
         calling = dict.fromkeys(gate for each, gate in zip(self, gates, strict=True) if not each.is_step)
         if len(calling) > 1 and shared.job.concurrency != "auto":
             shared = replace(shared, window=anyio.CapacityLimiter(shared.job.concurrency))
-        wired = Wired({}, distinct[0] if len(distinct) == 1 else Gates(distinct, shared.window), [])
+        main = dict.fromkeys(gate for each, gate in zip(self, gates, strict=True) if each.fallbacks)
+        front = distinct[0] if len(distinct) == 1 else Gates(distinct, shared.window, [*main])
+        wired = Wired({}, front, [])
         made = iter(zip(providers, gates, strict=True))
         for name, stages in zip(self.names or (None,), self.askings, strict=True):
             wired.stages[name] = []
@@ -122,7 +132,10 @@ class Plan:
                     stack, lingering = each.step_stack(provider, gate, shared)
                     wired.lingering.append(lingering)
                 else:
-                    stack = each.stack(provider, gate, shared)
+                    behind = [(other, *next(made)) for other in each.fallbacks]
+                    alone = replace(shared, answers=None)
+                    others = [(other.model, other.stack(theirs, its, alone)) for other, theirs, its in behind]
+                    stack = each.stack(provider, gate, shared, others)
                 wired.stages[name].append(each.ready(stack, raw=raw))
         return wired
 

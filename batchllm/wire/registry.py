@@ -69,6 +69,7 @@ def provider_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -
         concurrency=most_calls(job),
         http=job.http,
         whole=job.emit == "openai-batch",
+        schema_mode=job.schema_mode,
     )
     connect: Connect = importlib.import_module(row.module).connect
     return Chosen(model, connect, spec, warning)

@@ -138,6 +138,7 @@ def test_every_setting_has_a_reader_help_and_a_name_in_the_environment() -> None
     meaning = {name for name, setting in table.items() if setting.kind == "meaning"}
     asked = {"input", "model", "prompt", "system", "message", "example", "image", "schema", "param"}
     asked |= {"messages_field", "params_field", "model_field", "variant", "stage"}
+    asked |= {"schema_mode", "check", "fallback", "fallback_answer"}
     assert meaning == {*asked, "input_format", "id_field", "emit", "keep", "expect", "merge_failed"}
     assert {name for name, setting in table.items() if setting.once} == {"fresh", "limit", "yes"}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchllm.errors import ConfigError
-from batchllm.schema import Schema, find_json, strict_ready
+from batchllm.schema import Schema, find_json
 
 TRIAGE: dict[str, Any] = {
     "type": "object",
@@ -131,30 +131,6 @@ CLOSED: dict[str, Any] = {
     "required": ["a"],
     "additionalProperties": False,
 }
-
-
-@pytest.mark.parametrize(
-    ("document", "ready"),
-    [
-        (CLOSED, True),
-        ({**CLOSED, "properties": {"a": {"anyOf": [{"type": "null"}, CLOSED]}}}, True),
-        ({**CLOSED, "$defs": {"x": CLOSED}, "properties": {"a": {"$ref": "#/$defs/x"}}}, True),
-        ({**CLOSED, "properties": {"a": {"type": "array", "items": CLOSED}}}, True),
-        ({**CLOSED, "additionalProperties": True}, False),
-        ({**CLOSED, "required": []}, False),
-        ({**CLOSED, "anyOf": [CLOSED]}, False),
-        ({**CLOSED, "patternProperties": {}}, False),
-        ({**CLOSED, "properties": {"a": {"type": "string", "format": "iri"}}}, False),
-        ({**CLOSED, "properties": {"a": {"type": ["object", "null"]}}}, False),
-        ({**CLOSED, "properties": {"a": {"type": "array", "items": {"type": "object"}}}}, False),
-        ({**CLOSED, "properties": {"a": True}}, False),
-        ({**CLOSED, "$defs": {"x": {"type": "object"}}}, False),
-        ({"type": "array", "items": CLOSED}, False),
-        ({}, False),
-    ],
-)
-def test_strict_mode_is_claimed_only_for_schemas_that_it_takes(document: Any, ready: bool) -> None:
-    assert strict_ready(document) is ready
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def value(folder: Path, function: str, more: dict[str, Any] | None = None, **rec
 
 def module(folder: Path) -> Any:
     """The module that a step of this folder runs in."""
-    from batchllm.providers.importing import imported
+    from batchllm.job.importing import imported
 
     return imported("steps.py", folder)
 

@@ -45,7 +45,8 @@ class Gate:
     `adaptive` finds that. `ramp` begins with few calls where no limit is known. `freed` is called where a
     slot becomes free and its holder is not about to take it again, and where the window has grown, `spared`
     where a record waits for another's answer and not for a slot, `resized` with each new target. `tend` has
-    to run beside.
+    to run beside. `standby` says that others answer where this service fails, so that its being down is
+    neither waited for nor a reason to stop.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Gate:
         target: int | None = None,
         adaptive: Adaptive | None = None,
         ramp: bool = False,
+        standby: bool = False,
         observers: Sequence[Observer] = (),
         clock: Callable[[], float] = monotonic,
         draw: Callable[[], float] = random.random,
@@ -70,6 +72,7 @@ class Gate:
         self.target: float = target or window.total_tokens
         self._stop = stop
         self._max_stall = max_stall
+        self._standby = standby
         self._observers = observers
         self.clock = clock
         self._draw = draw
@@ -236,7 +239,12 @@ class Gate:
         """
         if isinstance(error, TimedOut) or error.status in _PRESSED:
             self._press(sent)
-        if not self._outage.failed(error, key) or not self._answers or self._stop.reason is not None:
+        if (
+            self._standby
+            or not self._outage.failed(error, key)
+            or not self._answers
+            or self._stop.reason is not None
+        ):
             return False
         now = self.clock()
         if now >= self.limiter.pauses.until and self._outage.fresh:
@@ -271,7 +279,8 @@ class Gate:
                     f"run the same command again at {_clock_in(asked)}, or raise --max-stall",
                 )
             )
-        self._check_silence(f"last: {error.message}")
+        if not self._standby or isinstance(error, RateLimited):
+            self._check_silence(f"last: {error.message}")
         self.freed()
 
     def _check_silence(self, reason: str) -> None:

@@ -241,7 +241,7 @@ def finish(value: Any) -> dict[str, Any]:
     """What is done with the finished files: a function to `run` or a `command`, and its `timeout`."""
     if not isinstance(value, dict) or ("run" in value) == ("command" in value):
         raise ValueError('expected run = "python/module:function" or command = ["program", "argument"]')
-    if unknown := sorted(set(value) - {"run", "command", "timeout", "folder"}):
+    if unknown := sorted(set(value) - {"run", "command", "timeout"}):
         raise ValueError(f"expected run or command, and timeout, but found {unknown[0]}")
     read = dict(value)
     if "timeout" in read:

@@ -228,7 +228,7 @@ class Summary:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Summary:
         """The Summary that `to_dict` described; KeyError, TypeError or ValueError for anything else."""
-        rest = {name: data[name] for name in (*_COUNTS, "first_at", "last_at")}
+        rest = {name: data[name] for name in (*_COUNTS, "first_at", "last_at") if name in data}
         return cls(
             **rest,
             latency=Histogram.from_dict(data["latency"]),

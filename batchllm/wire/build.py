@@ -199,15 +199,8 @@ async def _assemble(
     run_id = opened.run_id if opened is not None else os.urandom(8).hex()
     wired = plan.wire(providers, gates, Shared(job, stop, observers, answers=store), raw=raw)
     noted = read_notes(opened.journal, state) if opened is not None and plan.stages else Noted()
-    pipeline = Pipeline(
-        wired.stages,
-        run_id=run_id,
-        generation=state.generation,
-        record_timeout=job.record_timeout,
-        answered=noted.answers,
-    )
     watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
-    engine = _engine(job, pipeline, wired, watch, stop, store)
+    engine = _engine(job, wired, watch, stop, store, run_id, state.generation, noted)
     if opened is None:
         move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
     fed: Source = source
@@ -236,8 +229,22 @@ async def _assemble(
 
 
 def _engine(
-    job: Job, pipeline: Pipeline, wired: Wired, watch: FailureWatch, stop: Stop, store: Store | None
+    job: Job,
+    wired: Wired,
+    watch: FailureWatch,
+    stop: Stop,
+    store: Store | None,
+    run_id: str,
+    generation: int,
+    noted: Noted,
 ) -> Engine:
+    pipeline = Pipeline(
+        wired.stages,
+        run_id=run_id,
+        generation=generation,
+        record_timeout=job.record_timeout,
+        answered=noted.answers,
+    )
     gate, spare = wired.gate, SPARE if store is not None else 0
     workers, tending = workers_for(gate.target), beside(gate.tend, store)
     engine = Engine(pipeline, workers, stop, watch, job.grace, gate.room, tending, spare)

@@ -14,7 +14,7 @@ from batchllm.layers.lingering import Lingering
 from batchllm.layers.retrying import Retrying
 from batchllm.layers.traced import Traced
 from batchllm.model import Dead, Done, Note, Outcome, Reply, Request, Trail, Usage
-from batchllm.pipeline import Pipeline
+from batchllm.pipeline import Pipeline, Stage
 from batchllm.stop import Stop
 from batchllm.watch import FailureWatch
 from tests import virtual
@@ -72,9 +72,8 @@ class House:
         gate = Gate(anyio.CapacityLimiter(1), limiter, self.stop, max_stall=900, clock=anyio.current_time)
         layer = Lingering(Gated(Traced(late), gate), self.stop)
         stack = Retrying(layer, most=3, backoff=1, stop=self.stop, witness=gate, clock=anyio.current_time)
-        pipeline = Pipeline(
-            stack, dict, model="m", schema=None, raw=False, run_id="r", generation=0, record_timeout=None
-        )
+        stage = Stage(stack, lambda data, answers: dict(data), "m")
+        pipeline = Pipeline({None: [stage]}, run_id="r", generation=0, record_timeout=None)
         self.engine = Engine(pipeline, 1, self.stop, FailureWatch(None), 4.0, gate.room)
         gate.freed = self.engine.rouse
         layer.linger = self.engine.lingering

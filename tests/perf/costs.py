@@ -26,7 +26,7 @@ from batchllm.layers.traced import Traced
 from batchllm.ledger import Journal, Ledger, RunFolder
 from batchllm.lines import Shape, output_line
 from batchllm.model import Done, Note, Outcome, Position, Record, Reply, Request, Trail
-from batchllm.pipeline import Pipeline
+from batchllm.pipeline import Pipeline, Stage
 from batchllm.prompt import Prompt
 from batchllm.providers.chat import encode, read_answer
 from batchllm.schema import Schema, find_json
@@ -75,16 +75,13 @@ def stack(stop: Stop) -> tuple[Structured, Gate]:
 def pipeline(provider: Any) -> Pipeline:
     """One stage over `provider`."""
     prompt = Prompt(PROMPT)
-    return Pipeline(
+    stage = Stage(
         provider,
-        lambda data: {"messages": prompt.messages(data), "temperature": 0},
-        model="bench",
+        lambda data, answers: {"messages": prompt.messages(data), "temperature": 0},
+        "bench",
         schema=SCHEMA,
-        raw=False,
-        run_id="run",
-        generation=0,
-        record_timeout=None,
     )
+    return Pipeline({None: [stage]}, run_id="run", generation=0, record_timeout=None)
 
 
 def outcomes() -> list[Outcome | Note]:

@@ -277,6 +277,19 @@ def test_a_job_file_that_is_named_must_be_there(tmp_path: Path) -> None:
     assert "folder.toml" in refused(tmp_path, {"job": "folder.toml"}).message
 
 
+def test_a_file_found_by_itself_may_not_name_code(tmp_path: Path) -> None:
+    for line, name in (
+        ('schema = "shapes:Ticket"', "schema"),
+        ('schema = "models/shapes.py:Ticket"', "schema"),
+        ('finish.command = ["true"]', "finish"),
+        ('model = "python/mine:answer"', "model"),
+    ):
+        (tmp_path / "batchllm.toml").write_text(line + "\n")
+        assert f"may not name code to run ({name})" in refused(tmp_path).message
+    (tmp_path / "batchllm.toml").write_text("[schema.properties]\nrun = {}\nopen = {}\n")
+    assert load({}, {}, tmp_path).job.schema is not None
+
+
 def test_a_file_found_by_itself_may_not_name_address_and_key(tmp_path: Path) -> None:
     job_file(tmp_path, 'api_key_env = "AWS_SECRET"\nbase_url = "http://evil.example"\n')
 

@@ -23,7 +23,7 @@ from batchllm.errors import (
     TooLarge,
 )
 from batchllm.model import Dead, Done, Note, Outcome, Record, Reply, Request, Trail
-from batchllm.pipeline import Pipeline
+from batchllm.pipeline import Pipeline, Stage
 from tests.calls import reply
 from tests.outcomes import record
 
@@ -42,22 +42,17 @@ class Stack:
         return self.what
 
 
-def render(data: dict[str, Any]) -> dict[str, Any]:
+def render(data: dict[str, Any], answers: dict[str, Any] | None = None) -> dict[str, Any]:
     if "text" not in data:
         raise BadInput("the record has no field text", cause="missing_field")
     return {"messages": [{"role": "user", "content": data["text"]}], "temperature": 0}
 
 
 def pipeline(stack: Stack, **given: Any) -> Pipeline:
-    arguments: dict[str, Any] = {
-        "model": "m",
-        "schema": None,
-        "raw": False,
-        "run_id": "run",
-        "generation": 0,
-        "record_timeout": None,
-    }
-    return Pipeline(stack, given.pop("render", render), **arguments | given)
+    asked = {name: given.pop(name) for name in ("render", "model", "schema", "raw") if name in given}
+    stage = Stage(stack, **{"render": render, "model": "m"} | asked)
+    arguments: dict[str, Any] = {"run_id": "run", "generation": 0, "record_timeout": None}
+    return Pipeline({None: [stage]}, **arguments | given)
 
 
 def settle(stack: Stack, item: Record | None = None, **given: Any) -> Outcome:
@@ -86,7 +81,7 @@ def test_the_request_is_what_the_record_renders_to() -> None:
 
 def test_a_raw_body_is_marked_so() -> None:
     stack = Stack()
-    settle(stack, raw=True, render=lambda data: data)
+    settle(stack, raw=True, render=lambda data, answers: data)
     request = stack.asked[0][0]
     assert request.raw
     assert request.body == record(7).data

@@ -21,7 +21,7 @@ from batchllm.layers.traced import Traced
 from batchllm.ledger import Ledger, Settled
 from batchllm.lines import Shape
 from batchllm.model import Dead, Note, Outcome, Position, Record, Reply, Request, Trail
-from batchllm.pipeline import Pipeline
+from batchllm.pipeline import Pipeline, Stage
 from batchllm.run import OUTBOX, Parts, run
 from batchllm.sinks import JsonlFile
 from batchllm.stop import Stop
@@ -304,16 +304,10 @@ class Whole:
             witness=self.gate,
             clock=anyio.current_time,
         )
-        pipeline = Pipeline(
-            stack,
-            lambda data: {"messages": [{"role": "user", "content": data["text"]}]},
-            model="m",
-            schema=None,
-            raw=False,
-            run_id="run",
-            generation=0,
-            record_timeout=None,
+        stage = Stage(
+            stack, lambda data, answers: {"messages": [{"role": "user", "content": data["text"]}]}, "m"
         )
+        pipeline = Pipeline({None: [stage]}, run_id="run", generation=0, record_timeout=None)
         self.engine = Engine(pipeline, 2 * window + 16, stop, FailureWatch(None), grace=0.05)
         self.summary = Summary()
         self._sinks = [JsonlFile(str(self.out)), JsonlFile(str(self.letters))]

@@ -28,6 +28,7 @@ from batchllm.errors import (
 )
 from batchllm.model import Reply, Request, Trail
 from batchllm.providers.step import Step, StepSpec, connect_step
+from tests import virtual
 from tests.running import LONGEST_S, environment
 
 CODE = """
@@ -133,6 +134,24 @@ async def opened_async():
 
 async def opens_then_gives():
     return opened()
+
+gone = threading.Event()
+
+@contextlib.contextmanager
+def opened_slowly():
+    entered.set()
+    go_on.wait()
+    log.append("open")
+    try:
+        yield
+    finally:
+        log.append("closed")
+        gone.set()
+
+@contextlib.asynccontextmanager
+async def never_closed():
+    yield
+    await asyncio.Event().wait()
 
 def not_opened(): raise OSError("no database")
 def no_manager(): return 5
@@ -495,10 +514,63 @@ def test_a_call_that_is_quick_enough_is_as_any_other(folder: Path) -> None:
         value(folder, "raises", more, error="mine")
 
 
-def test_a_worker_hears_no_signal_of_the_terminal_and_ends_with_its_parent(folder: Path) -> None:
-    async def body(step: Step) -> None:
-        pid = (await call(step)).value[0]
-        assert os.getsid(pid) == pid
-        os.kill(pid, signal.SIGTERM)
+def test_a_worker_is_in_a_session_of_its_own_and_dies_with_its_parent(folder: Path) -> None:
+    program = """
+import os, signal, anyio
+from pathlib import Path
+from batchllm.model import Request, Trail
+from batchllm.providers.step import StepSpec, connect_step
 
-    within(folder, "pid", body, process=True)
+async def main():
+    async with connect_step(StepSpec("steps.py:hangs_in_c", Path("."), process=True)) as step:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(step.complete, Request("step", {"record": {}}, "key"), Trail())
+            while not (Path("pid").exists() and Path("pid").read_text()):
+                await anyio.sleep(0.001)
+            pid = int(Path("pid").read_text())
+            print(os.getsid(pid) == pid, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+anyio.run(main)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,  # stderr is the worker's too: it ends when the worker has ended
+        timeout=LONGEST_S,
+    )
+
+    assert (ran.returncode, ran.stdout) == (-signal.SIGKILL, b"True\n")
+
+
+def test_a_resource_that_is_unwanted_once_it_is_open_is_closed(folder: Path) -> None:
+    async def main() -> None:
+        code = module(folder)
+        async with anyio.create_task_group() as tasks:
+
+            async def use() -> None:
+                async with connect_step(StepSpec("steps.py:loads", folder, open="steps.py:opened_slowly")):
+                    pass
+
+            tasks.start_soon(use)
+            await anyio.to_thread.run_sync(code.entered.wait)
+            tasks.cancel_scope.cancel()
+        code.go_on.set()
+        await anyio.to_thread.run_sync(code.gone.wait)
+
+    anyio.run(main)
+
+    assert module(folder).log == ["open", "closed"]
+
+
+def test_closing_that_never_ends_is_given_up_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with connect_step(StepSpec("steps.py:loads", folder, open="steps.py:never_closed")):
+            pass
+
+    virtual.run(main)
+
+    assert [record.message for record in caplog.records] == [
+        "closing steps.py:never_closed took longer than 5 s and was given up"
+    ]

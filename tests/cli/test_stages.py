@@ -72,7 +72,7 @@ def test_a_failure_names_its_stage_and_retry_goes_on_there(tmp_path: Path) -> No
         (letter,) = ran.rows("in.dead.jsonl")
         assert (letter["error"]["stage"], letter["error"]["cause"]) == ("check", "ValueError")
         assert letter["stages"] == {}
-        (tmp_path / "steps.py").write_text(STEPS.replace("answers.get", "missing.get"))
+        (tmp_path / "steps.py").write_text(STEPS.replace("answers.get", "not_there.get"))
         assert server.stats()["requests"] == 2
 
         (tmp_path / "more.jsonl").write_text(json.dumps({"id": 9, "text": "and these too"}) + "\n")

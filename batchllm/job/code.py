@@ -73,11 +73,11 @@ def _imported(place: str, folder: Path | None) -> ModuleType:
     except ConfigError:
         raise
     except ModuleNotFoundError as error:
-        missing = (error.name or place).partition(".")[0]
-        if missing == place.partition(".")[0]:
+        missing = error.name or place
+        if f"{place}.".startswith(f"{missing}."):
             raise ConfigError(f"there is no module {place}", _ways("name")) from error
-        hint = f"pip install {missing}, where the package of that name holds it"
-        raise ConfigError(f"importing {place} failed: there is no module {error.name}", hint) from error
+        hint = f"pip install {missing.partition('.')[0]}, where that is its package's name"
+        raise ConfigError(f"importing {place} failed: there is no module {missing}", hint) from error
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"importing {place} failed: {type(error).__name__}: {error}", _ways("name")

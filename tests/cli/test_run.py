@@ -73,8 +73,8 @@ def test_a_failure_makes_a_dead_letter_with_the_time_of_every_attempt(tmp_path: 
     for letter in letters.values():
         assert list(letter) == LETTER
         error = letter["error"]
-        told = ["violations"] if error["kind"] == "invalid" else []
-        assert list(error) == ["kind", "cause", "message", "status", "retryable", "stage", *told]
+        more = ["violations"] if error["kind"] == "invalid" else []
+        assert list(error) == ["kind", "cause", "message", "status", "retryable", "stage", *more]
         assert letter["record"] == {"id": letter["id"], "text": letter["id"]}
         assert STAMP.fullmatch(letter["at"])
         for attempt in letter["attempts"]:

@@ -240,6 +240,10 @@ def test_a_record_with_an_answer_of_its_own_says_nothing_of_fallbacks(tmp_path: 
     write(tmp_path / "in.jsonl", tickets(1))
     ran = run(tmp_path, "in.jsonl", "-m", "fake/echo", "--fallback-answer", "unknown")
     assert "fallback" not in ran.rows("in.out.jsonl")[0]
+    quiet = run(
+        tmp_path, "in.jsonl", "-m", "fake/echo?faults=empty:1", "--fallback-answer", "x", "-q", "--fresh"
+    )
+    assert (quiet.code, quiet.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ _COLLECT_AFTER = 20_000
 
 def start(loaded: Loaded, retry: Again | None = None) -> int:
     """Run a job in an event loop of its own; the exit code. Raises ConfigError and InUse."""
+    log = logging.getLogger("batchllm")
+    log.addHandler(logging.NullHandler() if loaded.job.quiet else ui.Notes())
     if not loaded.job.quiet:
-        log = logging.getLogger("batchllm")
-        log.addHandler(ui.Notes())
         log.setLevel(logging.INFO)
     return anyio.run(_session, loaded, retry, backend_options={"use_uvloop": _has_uvloop()})
 

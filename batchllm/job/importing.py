@@ -49,6 +49,12 @@ def imported(place: str, folder: Path | None = None) -> ModuleType:
         return importlib.import_module(place)
     except ConfigError:
         raise
+    except ModuleNotFoundError as error:
+        missing = error.name or place
+        if f"{place}.".startswith(f"{missing}."):
+            raise ConfigError(f"there is no module {place}", WAYS) from error
+        hint = f"pip install {missing.partition('.')[0]}, where that is its package's name"
+        raise ConfigError(f"importing {place} failed: there is no module {missing}", hint) from error
     except (Exception, SystemExit) as error:
         raise ConfigError(f"importing {place} failed: {type(error).__name__}: {error}", WAYS) from error
 

@@ -60,9 +60,8 @@ class Check:
         said = [verdict] if isinstance(verdict, str) else verdict
         if not isinstance(said, list | tuple) or not all(isinstance(each, str) for each in said):
             what = type(verdict).__name__
-            raise Internal(
-                f"the check {self._name} returned {what}, not text, a list of texts, true, false or None"
-            )
+            wanted = "text, a list of texts, True, False or None"
+            raise Internal(f"the check {self._name} returned {what}, not {wanted}", cause="TypeError")
         complaints = [line for each in said if (line := _line(each))]
         if len(complaints) > _MOST:
             return (*complaints[:_MOST], f"and {len(complaints) - _MOST} more")

@@ -13,6 +13,7 @@ from typing import Any
 
 _DEEP = 5  # from here on recursive schemas get the shortest instance
 _TOO_DEEP = 64
+_NULL, _NULLS = {"type": "null"}, 0.25
 _FORMATS = {
     "date": "2026-01-31",
     "date-time": "2026-01-31T12:00:00Z",
@@ -93,11 +94,13 @@ class _Maker:
         raise Unanswerable("the schema refers to itself without an end")
 
     def _alternative(self, alternatives: list[Any], depth: int) -> Any:
-        """The first, or deep down one that doesn't go deeper."""
+        """The first or now and then null, or deep down one that doesn't go deeper."""
         if depth >= _DEEP:
             for option in alternatives:
                 if isinstance(option, dict) and not {"$ref", "properties", "items"} & option.keys():
                     return option
+        if _NULL in alternatives and self._draw.random() < _NULLS:
+            return _NULL
         return alternatives[0]
 
     def _target(self, reference: Any) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
 
 from batchllm.errors import Invalid, Overloaded, Refused, Stopped
-from batchllm.layers.structured import Structured
+from batchllm.layers.structured import Check, Structured
 from batchllm.model import Reply, Request, Trail, Usage
 from batchllm.ports import Provider
 from batchllm.schema import Schema
@@ -51,10 +52,14 @@ def ask(
     key: str = "key",
     raw: bool = False,
     trail: Trail | None = None,
+    check: Check | None = None,
+    ceiling: int | None = None,
 ) -> Reply:
-    layer = Structured(inner, schema=schema, repair=repair, stop=Stop() if stop is None else stop)
+    stop = Stop() if stop is None else stop
+    layer = Structured(inner, schema=schema, repair=repair, stop=stop, check=check, ceiling=ceiling)
     document = schema.document if schema else None
-    request = Request("m", body or {"messages": MESSAGES, "temperature": 0}, key, schema=document, raw=raw)
+    body = body or {"messages": MESSAGES, "temperature": 0}
+    request = Request("m", body, key, schema=document, raw=raw, record={"id": 7} if check else None)
     return anyio.run(layer.complete, request, trail or Trail())
 
 
@@ -226,3 +231,55 @@ def test_what_goes_wrong_below_passes_through() -> None:
 def test_of_several_values_the_one_that_fits_the_schema_is_the_answer() -> None:
     inner = Scripted(reply('Draft {"a": "one"}, final {"a": 1}, source [1] {"x": 0}'))
     assert ask(inner).value == {"a": 1}
+
+
+def test_a_cut_answer_gets_room_up_to_the_ceiling_and_is_not_asked_again_there() -> None:
+    cut = reply("half", "length")
+    inner = Scripted(*[cut] * 4)
+    with pytest.raises(Invalid) as caught:
+        ask(inner, repair=9, ceiling=350, body={"messages": MESSAGES, "max_tokens": 100})
+    assert [request.body["max_tokens"] for request in inner.asked] == [100, 200, 350]
+    assert caught.value.cause == "truncated"
+    assert "--max-tokens-ceiling" in caught.value.message
+    assert caught.value.violations == (caught.value.message,)
+    unset = Scripted(cut, reply('{"a": 1}'))
+    ask(unset, ceiling=350)
+    assert ["max_tokens" in request.body for request in unset.asked] == [False, True]
+    assert unset.asked[1].body["max_tokens"] == 350
+
+
+def test_what_was_made_of_the_schema_for_the_server_is_undone_before_the_answer_is_judged() -> None:
+    def restore(value: Any) -> Any:
+        return {name: item for name, item in value.items() if item is not None}
+
+    draft = replace(reply('{"a": 1, "b": null} or {"a": null}'), restore=restore)
+    assert ask(Scripted(draft)).value == {"a": 1}
+    with pytest.raises(Invalid) as caught:
+        ask(Scripted(replace(reply('{"a": null}'), restore=restore)), repair=0)
+    assert caught.value.violations == ("at $: 'a' is a required property",)
+
+
+def test_a_check_has_the_last_word_and_its_complaints_go_into_the_repair() -> None:
+    seen: list[Any] = []
+
+    async def check(value: Any, record: dict[str, Any] | None) -> list[str]:
+        seen.append((value, record))
+        return [] if value["a"] > 1 else ["a is too small", "try 2"]
+
+    inner = Scripted(reply('{"a": "x"}'), reply('{"a": 1}'), reply('{"a": 2}'))
+    assert ask(inner, repair=2, check=check).value == {"a": 2}
+    assert seen == [({"a": 1}, {"id": 7}), ({"a": 2}, {"id": 7})]  # what breaks the schema is not shown it
+    assert "- a is too small\n- try 2\n" in inner.asked[2].body["messages"][-1]["content"]
+    with pytest.raises(Invalid) as caught:
+        ask(Scripted(reply('{"a": 0}')), repair=0, check=check)
+    assert (caught.value.cause, caught.value.raw) == ("check", '{"a": 0}')
+    assert caught.value.violations == ("a is too small", "try 2")
+
+
+def test_without_a_schema_a_check_sees_the_text() -> None:
+    async def check(value: Any, record: dict[str, Any] | None) -> list[str]:
+        return [] if value == "yes" else ["say yes"]
+
+    inner = Scripted(reply("no"), reply("yes"))
+    assert ask(inner, schema=None, check=check).value == "yes"
+    assert inner.asked[1].body["messages"][-1]["content"].endswith("with the corrected answer only.")

@@ -1,6 +1,6 @@
 """A session: one process's work on a job, from wiring to the exit code.
 
-It owns the event loop, signals, the deadline and what is shown; the run itself is `batchllm.run`.
+It owns the event loop, signals, the deadline and what is shown; the run itself is `batchllm.mainpath`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from batchllm import ui
 from batchllm.cli.asking import Display, goes_on
 from batchllm.errors import DeadlinePassed, OutputClosed
 from batchllm.job import Loaded
-from batchllm.run import run as run_parts
+from batchllm.mainpath import run as run_parts
 from batchllm.sinks import reader_gone
 from batchllm.stop import Stop
 from batchllm.wire import Again, Finished, Live, build

@@ -1,4 +1,4 @@
-"""Job → live objects: source, stack, engine and ledger of one run, wired and ready for `run.run`.
+"""Job → live objects: source, stack, engine and ledger of one run, wired and ready for `mainpath.run`.
 
 Everything that can be refused is refused here, before any call and before the run folder is written to.
 """
@@ -18,10 +18,10 @@ from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate
 from batchllm.ledger import Ledger, Reorder, Settled, State, restore
 from batchllm.lines import Shape
+from batchllm.mainpath import Parts
 from batchllm.model import frozen
 from batchllm.pipeline import Pipeline
 from batchllm.ports import Observer, Provider
-from batchllm.run import Parts
 from batchllm.sinks import JsonlFile, Stdout
 from batchllm.sources import JsonlSource, check_inputs
 from batchllm.stop import Stop

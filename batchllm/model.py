@@ -175,11 +175,13 @@ class Trail:
     """One record's calls, its deadline and what it has used; touched by its worker alone.
 
     `deadline` is a monotonic time in seconds, or None; the gate moves it by the length of each pause.
+    `kept` is what a function of the program's returned or raised last, as it is.
     """
 
     deadline: float | None = None
     asks: int = 0
     attempts: list[Attempt] = field(default_factory=list)
+    kept: Any = None
 
     @property
     def usage(self) -> Usage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from batchllm.errors import BadInput
 from batchllm.job import Job, Loaded
@@ -59,6 +59,12 @@ class Asking:
         gated = Gated(Traced(provider, observers), gate)
         retrying = Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=stop, witness=gate)
         return Structured(retrying, schema=self.schema, repair=job.repair, stop=stop)
+
+
+class Asks(Protocol):
+    """What makes an Asking of a job; `asking` is the one for models."""
+
+    def __call__(self, loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Asking: ...
 
 
 def asking(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Asking:

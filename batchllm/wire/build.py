@@ -21,13 +21,13 @@ from batchllm.lines import Shape
 from batchllm.mainpath import Parts
 from batchllm.model import frozen
 from batchllm.pipeline import Pipeline
-from batchllm.ports import Observer, Provider
-from batchllm.sinks import JsonlFile, Stdout
+from batchllm.ports import Observer, Provider, Sink
+from batchllm.sinks import JsonlFile, Nowhere, Stdout
 from batchllm.sources import JsonlSource, check_inputs
 from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.watch import FailureWatch
-from batchllm.wire.asking import Asking, asking, same_failure_hint
+from batchllm.wire.asking import Asking, Asks, asking, same_failure_hint
 from batchllm.wire.later import again, meaning_digest, replan
 from batchllm.wire.limiting import allowed_calls, gate_of
 from batchllm.wire.live import Finished, Live
@@ -37,6 +37,7 @@ from batchllm.wire.resume import move_old_letters, open_run
 
 if TYPE_CHECKING:
     from batchllm.pilot import Pilot
+    from batchllm.sources.handed import Handed
 
 
 @frozen
@@ -64,33 +65,36 @@ async def build(
     say: Say,
     observers: Sequence[Observer] = (),
     retry: Again | None = None,
+    handed: Handed | None = None,
+    asks: Asks = asking,
 ) -> Live | Finished:
     """Wire a run. `stack` will hold what must be closed after it; `say` tells people of moved files.
 
-    With `retry`, the run is a pass over the dead letters of a finished run. Raises ConfigError and InUse;
-    nothing has been called then, and no file of an earlier run is changed.
+    With `retry`, the run is a pass over the dead letters of a finished run. The records may be `handed` over
+    by a program, which lets it run beside; `asks` makes what is asked of the job. Raises ConfigError and
+    InUse; nothing has been called then, and no file of an earlier run is changed.
     """
-    where = places(loaded.job)
-    if retry is None:
+    where = places(loaded.job, handed=handed is not None)
+    if retry is None and handed is None:
         check_inputs(where.inputs)
     if where.on_stdout and loaded.job.rounds:
         raise ConfigError("--rounds needs an output that can be gone on with", "give -o FILE")
-    asked = asking(loaded, environ, terminal=terminal)
+    asked = asks(loaded, environ, terminal=terminal)
     allowed_calls(loaded.job)
     if where.on_stdout:
-        live = await _assemble(asked, where, None, stop, observers, stack, say)
+        live = await _assemble(asked, where, None, stop, observers, stack, say, handed=handed)
     else:
         opened = open_run(loaded.job, where, say) if retry is None else _open_again(loaded.job, where, say)
         with ExitStack() as undo:
             undo.callback(discard, opened)
-            provider = await _begin_pass(asked, where, opened, retry, stack)
+            provider = await _begin_pass(asked, where, opened, retry, stack, handed)
             if _nothing_to_do(opened, where, retry):
                 return Finished(where, restore(opened.state), opened.state.unfinished_line)
             if provider is None and opened.state.later is not None and opened.state.later.job:
                 changes = opened.state.later.job | (retry.changes if retry is not None else {})
                 loaded = replace(loaded, job=replace(loaded.job, **changes))
-                asked = asking(loaded, environ, terminal=terminal)
-            live = await _assemble(asked, where, opened, stop, observers, stack, say, provider)
+                asked = asks(loaded, environ, terminal=terminal)
+            live = await _assemble(asked, where, opened, stop, observers, stack, say, provider, handed)
             undo.pop_all()
     if asked.chosen.warning:
         live.warnings.append(asked.chosen.warning)
@@ -98,7 +102,12 @@ async def build(
 
 
 async def _begin_pass(
-    asked: Asking, where: Places, opened: Opened, retry: Again | None, stack: AsyncExitStack
+    asked: Asking,
+    where: Places,
+    opened: Opened,
+    retry: Again | None,
+    stack: AsyncExitStack,
+    handed: Handed | None,
 ) -> Provider | None:
     """Begin the later pass that is asked for, if one is; the provider, connected for it.
 
@@ -124,7 +133,7 @@ async def _begin_pass(
             asked.check_fields(first)
     provider = await stack.enter_async_context(asked.chosen.connect(asked.chosen.spec))
     if retry is None:
-        await replan(opened, job, where)
+        await replan(opened, job, where, _inputs(job, where, handed))
     else:
         kept = retry.changes | {"base_url": without_secrets(job.base_url)}
         changes = kept if "base_url" in retry.changes else retry.changes
@@ -170,11 +179,12 @@ async def _assemble(
     stack: AsyncExitStack,
     say: Say,
     provider: Provider | None = None,
+    handed: Handed | None = None,
 ) -> Live:
     job = asked.job
     state = opened.state if opened is not None else State(settled=Settled())
     summary = restore(state)
-    source = _source(job, where, opened, state)
+    source = _source(job, where, opened, state, handed)
     stack.callback(source.close)
     first = await source.peek(asked.enough)
     shape = state.later.shape if state.later is not None else source.format
@@ -199,7 +209,7 @@ async def _assemble(
     )
     watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
     engine = _engine(job, pipeline, gate, watch, stop)
-    if opened is None:
+    if opened is None and not where.nowhere:
         move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
     ledger = _ledger(job, where, opened, summary, state, stop, source, observers)
     pilot = _pilot(job, where, state, source, ledger)
@@ -239,7 +249,9 @@ def _pilot(job: Job, where: Places, state: State, source: JsonlSource, ledger: L
     return Pilot(source, ledger, job.pilot, job.max_failures, advice)
 
 
-def _source(job: Job, where: Places, opened: Opened | None, state: State) -> JsonlSource:
+def _source(
+    job: Job, where: Places, opened: Opened | None, state: State, handed: Handed | None
+) -> JsonlSource:
     """The inputs from where they are settled on, or the letters of a later pass."""
     if opened is not None and state.later is not None:
         return JsonlSource(
@@ -251,16 +263,36 @@ def _source(job: Job, where: Places, opened: Opened | None, state: State) -> Jso
             settled=state.settled.__contains__,
             later=True,
         )
-    return JsonlSource(
-        where.inputs,
-        id_field=job.id_field,
-        max_line=job.max_line,
-        input_format=job.input_format,
+    return _inputs(
+        job,
+        where,
+        handed,
         start=state.position,
         limit=job.limit,
         settled=state.settled.__contains__,
         known=state.inputs,
     )
+
+
+def _inputs(job: Job, where: Places, handed: Handed | None, **more: Any) -> JsonlSource:
+    """The files, or what a program hands over."""
+    as_asked: dict[str, Any] = {
+        "id_field": job.id_field,
+        "max_line": job.max_line,
+        "input_format": job.input_format,
+    }
+    if handed is None:
+        return JsonlSource(where.inputs, **as_asked, **more)
+    from batchllm.sources.handed import HandedSource
+
+    return HandedSource(handed, **as_asked, **more)
+
+
+def _sinks(where: Places, opened: Opened | None) -> tuple[Sink, Sink]:
+    """Where successes and dead letters go."""
+    if opened is not None:
+        return opened.journal.sinks["output"], opened.journal.sinks["dead"]
+    return (Nowhere(), Nowhere()) if where.nowhere else (Stdout(), JsonlFile(where.dead_letter, lazy=True))
 
 
 def _ledger(
@@ -274,9 +306,10 @@ def _ledger(
     observers: Sequence[Observer],
 ) -> Ledger:
     meaning = opened.header["meaning"] if opened is not None else meaning_of(job, where)
+    output, dead = _sinks(where, opened)
     ledger = Ledger(
-        Stdout() if opened is None else opened.journal.sinks["output"],
-        JsonlFile(where.dead_letter, lazy=True) if opened is None else opened.journal.sinks["dead"],
+        output,
+        dead,
         Shape(job.emit, job.keep, job.merge_failed),
         summary,
         state.settled,

@@ -29,7 +29,7 @@ class Handed(Pipe):
     """The lines of `records`; `pull` has to run beside whoever reads.
 
     A sync iterable is iterated on the event loop. `line` makes the JSON of a record; what JSON can't carry
-    stands there as text, and so is a bad line. `failure` is what the iterable raised.
+    becomes a bad line. `failure` is what the iterable raised.
     """
 
     seekable = True
@@ -154,8 +154,11 @@ class HandedSource(JsonlSource):
 
 
 def line_of(record: Any) -> bytes:
-    """A record as JSON on one line; what JSON can't carry as text on one line, which is none."""
+    """A record as JSON on one line; for what JSON can't carry a line that is none and says why.
+
+    The same record is the same line each time: an iterable is known again by its first lines.
+    """
     try:
         return dumps(record)
-    except (TypeError, ValueError, RecursionError):
-        return ascii(record).replace("\n", " ").encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return ascii(f"{type(record).__name__}: {error}")[1:-1].encode()

@@ -20,7 +20,10 @@ from tests.running import names, rows, tickets, write
 from tests.serving import Simulated, simulated
 
 ECHO = "fake/echo"
-HANGS = 600_000
+ONE_ANSWERS = (
+    {"match": "00000", "text": "at once"},
+    {"match": "ticket", "text": "never", "latency_ms": 600_000},
+)
 Outcomes = list[batchllm.Outcome[dict[str, Any], Any]]
 
 
@@ -114,7 +117,9 @@ def test_over_sockets_with_faults_every_record_comes_once_and_in_order(server: S
 
 
 def test_without_order_a_slow_record_holds_nobody_up(folder: Path) -> None:
-    model = script(folder, {"match": "00000", "text": "slow", "latency_ms": 300}, {"match": "ticket", "text": "x"})
+    model = script(
+        folder, {"match": "00000", "text": "slow", "latency_ms": 300}, {"match": "ticket", "text": "x"}
+    )
 
     outcomes = collect(tickets(30), model=model)
     assert outcomes[-1].seq == 0
@@ -195,7 +200,7 @@ def test_an_async_iterable_is_answered_as_it_comes_and_no_further() -> None:
 
 
 def test_breaking_out_cancels_what_is_in_flight(folder: Path) -> None:
-    model = script(folder, {"match": "00000", "text": "x"}, {"match": "ticket", "text": "-", "latency_ms": HANGS})
+    model = script(folder, *ONE_ANSWERS)
 
     async def main() -> list[int]:
         seen = []
@@ -208,11 +213,15 @@ def test_breaking_out_cancels_what_is_in_flight(folder: Path) -> None:
 
 
 def test_a_consumer_that_is_cancelled_or_raises_leaves_nothing_behind(folder: Path) -> None:
-    model = script(folder, {"match": "00000", "text": "x"}, {"match": "ticket", "text": "-", "latency_ms": HANGS})
+    model = script(folder, *ONE_ANSWERS)
 
     async def take_all() -> None:
         async for _ in batchllm.stream(tickets(50), model=model, environ={}):
             pass
+
+    async def fail() -> None:
+        async for _ in batchllm.stream(tickets(50), model=model, environ={}):
+            raise ZeroDivisionError
 
     async def main() -> None:
         with anyio.move_on_after(0.2) as scope:
@@ -221,14 +230,13 @@ def test_a_consumer_that_is_cancelled_or_raises_leaves_nothing_behind(folder: Pa
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(take_all(), 0.2)
         with pytest.raises(ZeroDivisionError):
-            async for _ in batchllm.stream(tickets(50), model=model, environ={}):
-                _ = 1 / 0
+            await fail()
 
     live(main)
 
 
 def test_a_loop_that_ends_in_the_midst_of_an_iteration_ends_it(folder: Path) -> None:
-    model = script(folder, {"match": "00000", "text": "x"}, {"match": "ticket", "text": "-", "latency_ms": HANGS})
+    model = script(folder, *ONE_ANSWERS)
 
     async def main() -> Any:
         stream = batchllm.stream(tickets(50), model=model, output="o.jsonl", environ={})
@@ -291,14 +299,15 @@ def test_what_stops_a_run_is_raised_behind_the_outcomes_until_then(folder: Path)
         {"match": "ticket", "text": "fine"},
     )
 
-    async def main() -> list[int]:
-        seen = []
-        with pytest.raises(AuthFailed):
-            async for outcome in batchllm.stream(tickets(20), model=model, concurrency=1, environ={}):
-                seen.append(outcome.seq)
-        return seen
+    seen = []
 
-    assert live(main) == [0, 1, 2, 3]
+    async def main() -> None:
+        async for outcome in batchllm.stream(tickets(20), model=model, concurrency=1, environ={}):
+            seen.append(outcome.seq)
+
+    with pytest.raises(AuthFailed):
+        live(main)
+    assert seen == [0, 1, 2, 3]
 
 
 def test_what_the_records_raise_is_raised_as_it_is() -> None:

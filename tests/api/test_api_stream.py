@@ -369,3 +369,26 @@ def test_lines_that_were_answered_before_an_abort_are_whole(folder: Path) -> Non
     for line in (folder / "o.jsonl").read_bytes().splitlines(keepends=True):
         assert line.endswith(b"\n")
         json.loads(line)
+
+
+def test_with_rounds_a_record_that_failed_comes_again(folder: Path) -> None:
+    down = {"match": "00001", "error": {"status": 500, "message": "down"}}
+    model = script(folder, down, {"match": "ticket", "text": "fine"})
+    outcomes = collect(tickets(3), model=model, rounds=1, max_retries=0, output="o.jsonl", ordered=True)
+
+    assert [outcome.seq for outcome in outcomes] == [0, 1, 2, 1]
+    assert [letter["seq"] for letter in rows(folder / "o.dead.jsonl")] == [1]
+
+
+def test_it_works_on_uvloop_as_well() -> None:
+    async def main() -> int:
+        taken = 0
+        async for _ in batchllm.stream(Counted(), model=ECHO, environ={}):
+            taken += 1
+            if taken == 100:
+                break
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0.001)
+        return taken
+
+    assert anyio.run(main, backend_options={"use_uvloop": True}) == 100

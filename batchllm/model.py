@@ -193,7 +193,8 @@ class Trail:
 
     `deadline` is a monotonic time in seconds, or None; the gate moves it by the length of each pause. Where
     a record goes through stages, `answers` has what each has answered, by name, and `skipped` who was left
-    out; else they are None. The first `noted` attempts are kept in notes already.
+    out; else they are None. The first `noted` attempts are kept in notes already. `kept` is what a function
+    of the program's returned or raised last, as it is.
     """
 
     deadline: float | None = None
@@ -202,6 +203,7 @@ class Trail:
     answers: dict[str, Any] | None = None
     skipped: list[str] | None = None
     noted: int = 0
+    kept: Any = None
 
     @property
     def usage(self) -> Usage:

@@ -1,6 +1,6 @@
-"""Where finished lines go: JSONL files that can be cut back to a length, and stdout.
+"""Where finished lines go: JSONL files that can be cut back to a length, stdout, and nowhere.
 
-Both are synchronous and used by the ledger on its one thread. They write whole lines as they are given and
+All are synchronous and used by the ledger on its one thread. They write whole lines as they are given and
 know nothing of what is in them, of commits or of recovery. `reader_gone` tells the session of a closed pipe.
 """
 
@@ -238,6 +238,22 @@ class Stdout:
 
     def close(self) -> None:
         """Leave stdout open: it is not ours."""
+
+
+class Nowhere:
+    """What keeps nothing, for outcomes that are only handed on. Implements `ports.Sink`."""
+
+    length = 0
+
+    def append(self, lines: list[bytes]) -> int:
+        """Forget them."""
+        return 0
+
+    def sync(self) -> None:
+        """Nothing to sync."""
+
+    def truncate(self, length: int) -> None:
+        """Nothing to cut."""
 
 
 async def reader_gone(fd: int = 1) -> None:

@@ -1,6 +1,6 @@
 """The one `Stop` of a run: a reason that is set once, the first wins, and all who wait hear of it.
 
-Owned by `run`; reader, gate, worker and ledger may set it, synchronously, at the verdict. It decides
+Owned by `mainpath`; reader, gate, worker and ledger may set it, synchronously, at the verdict. It decides
 nothing else: what stopping means is the business of each who hears it.
 """
 

@@ -1,6 +1,6 @@
 """A session: one process's work on a job, from wiring to the exit code.
 
-It owns the event loop, signals, the deadline and what is shown; the run itself is `batchllm.run`.
+It owns signals and what is shown; the run itself is `batchllm.mainpath`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,25 @@ from batchllm import ui
 from batchllm.cli.asking import Display, goes_on
 from batchllm.cli.finishing import finishing, prepared
 from batchllm.cli.reader import heed_reader
-from batchllm.errors import DeadlinePassed, OutputClosed
+from batchllm.errors import OutputClosed
 from batchllm.job import Loaded
-from batchllm.run import run as run_parts
+from batchllm.mainpath import run as run_parts
 from batchllm.stop import Stop
 from batchllm.wire import Again, Finished, Live, build
+from batchllm.wire.passes import (
+    every_pass,
+    exit_code,
+    heed_deadline,
+    run_in_loop,
+    steered,
+    too_many_failed,
+    why,
+)
 
 if TYPE_CHECKING:
-    from batchllm.job import Job
     from batchllm.ports import Observer
     from batchllm.summary import Summary
 
-_UNSTEERED = 0.2
-"""Seconds after which a run listens to `batchllm ctl`."""
 _COLLECT_AFTER = 20_000
 """Containers made and not yet given up, before the cyclic collector looks at the youngest."""
 
@@ -46,15 +52,7 @@ def start(loaded: Loaded, retry: Again | None = None) -> int:
     log.addHandler(logging.NullHandler() if loaded.job.quiet else ui.Notes())
     if not loaded.job.quiet:
         log.setLevel(logging.INFO)
-    return anyio.run(_session, loaded, retry, backend_options={"use_uvloop": _has_uvloop()})
-
-
-def _has_uvloop() -> bool:
-    try:
-        import uvloop  # noqa: F401 - asked for, used by anyio
-    except ImportError:
-        return False
-    return True
+    return run_in_loop(_session, loaded, retry)
 
 
 async def _session(loaded: Loaded, retry: Again | None) -> int:
@@ -64,8 +62,7 @@ async def _session(loaded: Loaded, retry: Again | None) -> int:
     code = 0
     async with anyio.create_task_group() as tasks:
         await tasks.start(_heed_signals, session)
-        if loaded.job.deadline is not None:
-            tasks.start_soon(_heed_deadline, loaded.job.deadline, session)
+        tasks.start_soon(heed_deadline, loaded.job, session.stop, session.started)
         try:
             code = await _passes(session, retry)
         except Exception as error:
@@ -103,37 +100,23 @@ async def _passes(session: _Session, retry: Again | None) -> int:
     """Pass after pass, until nothing is left to run or the run is stopped."""
     job, stop = session.loaded.job, session.stop
     observers: list[Observer] = [ui.JsonEvents()] if job.verbose >= 2 else []
-    rounds, last = job.rounds, None
     finish = await prepared(job, stop)
-    while True:
-        live = await _pass(session, retry, observers)
-        if not isinstance(live, Live):
-            break
-        last = live
-        if stop or not live.complete:
-            break
-        if live.cut_short:
-            continue  # that pass was an earlier session's; now for this one's own
-        if not rounds or live.opened is None or not live.summary.by_kind().get("exhausted"):
-            break
-        rounds -= 1
-        retry = Again(("exhausted",))
-    if last is not None:
-        live = last
-        code, facts = _end(session, last)
+    live = await every_pass(job, stop, lambda again: _pass(session, again, observers), retry)
+    if isinstance(live, Live):
+        code, facts = _end(session, live)
     elif isinstance(live, Finished):
         facts = _finished_facts(live)
         ui.final(live.summary, facts, kind=session.kind(False), quiet=job.quiet)
-        code = int(_too_many_failed(live.summary, job) or bool(live.unfinished_line))
+        code = int(too_many_failed(live.summary, job) or bool(live.unfinished_line))
     if isinstance(live, Live | Finished):
         if finish is None or stop or not (isinstance(live, Finished) or live.complete):
             return code
         done = await finishing(finish, live.summary, facts, stop)
-        return _code(stop) or code or int(not done)
-    reason, hint = _reason(stop)
+        return exit_code(stop) or code or int(not done)
+    reason, hint = why(stop)
     if not isinstance(stop.reason, OutputClosed):
         ui.say(f"stopped: {reason}\nhint: {hint}")
-    return _code(stop)
+    return exit_code(stop)
 
 
 async def _pass(session: _Session, retry: Again | None, observers: list[Observer]) -> Live | Finished | None:
@@ -198,7 +181,7 @@ async def _run(session: _Session, live: Live, observers: Sequence[Observer]) -> 
             live.pilot.confirm = lambda summary: _confirm(session, live, display, summary)
         async with anyio.create_task_group() as steering:
             if not live.places.on_stdout:
-                steering.start_soon(_heed_controls, live)
+                steering.start_soon(steered, live, (lambda text: None) if live.job.quiet else ui.warn)
             await run_parts(live.parts)
             steering.cancel_scope.cancel()
         await live.close()
@@ -214,23 +197,6 @@ async def _confirm(session: _Session, live: Live, display: Display, summary: Sum
         return await goes_on(live, display, summary)
     finally:
         session.asked += time.monotonic() - began
-
-
-async def _heed_controls(live: Live) -> None:
-    """Let `batchllm ctl` steer this pass; without a socket for it the run goes on all the same.
-
-    It begins a moment later than the calls, which should not wait for it; the client waits so long.
-    """
-    await anyio.sleep(_UNSTEERED)
-    from batchllm import control
-
-    path = control.socket_of(live.places.output)
-    try:
-        await control.serve(path, live)
-    except OSError as error:
-        if not live.job.quiet:
-            reason = (error.strerror or str(error)).lower()
-            ui.warn(f"this run can't be steered by batchllm ctl: no socket {path}: {reason}")
 
 
 async def _heed_signals(
@@ -264,17 +230,10 @@ def _end_at_the_third(heeded: Sequence[signal.Signals]) -> None:
         signal.signal(number, count)  # the loop hears of signals all the same, through its wakeup descriptor
 
 
-async def _heed_deadline(seconds: float, session: _Session) -> None:
-    await anyio.sleep(session.started + seconds - time.monotonic())
-    session.stop.set(
-        DeadlinePassed(f"the deadline of {seconds:g} s has passed", "run the same command again to go on")
-    )
-
-
 def _end(session: _Session, live: Live) -> tuple[int, ui.Facts]:
     """Say how the session ended; the exit code, and what was said."""
     stop = session.stop
-    stopped, hint = _reason(stop)
+    stopped, hint = why(stop)
     if not stop and live.source.unfinished:
         path, line = live.source.unfinished
         ui.warn(
@@ -294,31 +253,8 @@ def _end(session: _Session, live: Live) -> tuple[int, ui.Facts]:
     )
     if not isinstance(stop.reason, OutputClosed):
         ui.final(live.summary, facts, kind=session.kind(live.places.on_stdout), quiet=live.job.quiet)
-    return _code(stop) or int(_too_many_failed(live.summary, live.job) or bool(live.source.unfinished)), facts
-
-
-def _too_many_failed(summary: Summary, job: Job) -> bool:
-    """Whether a finished run has more dead letters than `--accept-failures` allows."""
-    most = job.accept_failures
-    return summary.failed > (most * summary.settled if isinstance(most, float) else most)
-
-
-def _reason(stop: Stop) -> tuple[str | None, str | None]:
-    """Why the run was stopped and what to do, in words."""
-    reason = stop.reason
-    if isinstance(reason, signal.Signals):
-        return f"by {reason.name}", "run the same command again to go on"
-    return (reason.message, reason.hint) if reason is not None else (None, None)
-
-
-def _code(stop: Stop) -> int:
-    """The exit code that the reason of a stop asks for; 0 without one."""
-    reason = stop.reason
-    if isinstance(reason, signal.Signals):
-        return 128 + reason.value
-    if isinstance(reason, OutputClosed):
-        return 141
-    return 3 if reason is not None else 0
+    failed = too_many_failed(live.summary, live.job) or bool(live.source.unfinished)
+    return exit_code(stop) or int(failed), facts
 
 
 def _finished_facts(finished: Finished) -> ui.Facts:

@@ -103,7 +103,7 @@ def _from_options(options: Mapping[str, Any], table: Mapping[str, Setting], fold
         value = options.get(name)
         if value is None or value == [] or value == ():
             continue
-        flag = setting.flags[-1] if setting.flags else "INPUT"
+        flag = setting.flags[-1] if setting.flags else "INPUT" if name == "input" else name
         if "/" in flag:
             flag = flag.split("/")[0 if value else 1]
         found[name] = Given(value, flag, folder)

@@ -37,8 +37,7 @@ from batchllm.sources.variants import Variants
 __all__ = ["FORMATS", "JsonlSource", "Variants", "check_inputs", "differs", "fingerprint"]
 
 BEGINNING = Position()
-CHUNK_RECORDS = 1024
-CHUNK_BYTES = 8 * 2**20
+CHUNK_RECORDS, CHUNK_BYTES = 1024, 8 * 2**20
 MARK_RECORDS = 1024
 UNFINISHED = ("not_json", "not_utf8", "line_too_long")
 
@@ -240,8 +239,10 @@ class JsonlSource:
         """Read as much of a pipe as is known of it, and refuse another stream than the run began with."""
         self._pipes[self._file] = pipe
         known = self._prints[self._file]["head"] if self._file < len(self._prints) else None
+        ahead = b""
         while known is not None and len(pipe.head) < known["bytes"] and (block := await pipe.read()):
-            self._lines.feed(block)
+            ahead += block
+        self._lines.feed(ahead)
         if known is not None and sample(pipe.head[: known["bytes"]]) != known:
             raise ConfigError(
                 f"{called(self._paths[self._file])} begins otherwise than it did when this run began",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
@@ -185,17 +185,22 @@ class Asking:
         return stack, lingering
 
 
+class Asks(Protocol):
+    """What makes an Asking of a job; `asking` is the one for models."""
+
+    def __call__(self, loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Asking: ...
+
+
 def asking(
     loaded: Loaded,
     environ: Mapping[str, str],
     *,
     terminal: bool,
     stage: dict[str, Any] | None = None,
-    stages: Sequence[str] = (),
 ) -> Asking:
     """Check provider, schema and templates of a job; ConfigError says what is wrong with them.
 
-    `stage` is the table that the job is for, `stages` the names of all.
+    `stage` is the table that the job is for.
     """
     job = loaded.job
     when = None

@@ -1,4 +1,4 @@
-"""Job → live objects: source, stack, engine and ledger of one run, wired and ready for `run.run`.
+"""Job → live objects: source, stack, engine and ledger of one run, wired and ready for `mainpath.run`.
 
 Everything that can be refused is refused here, before any call and before the run folder is written to.
 """
@@ -15,31 +15,29 @@ from typing import TYPE_CHECKING, Any
 from batchllm.engine import Engine, workers_for
 from batchllm.errors import ConfigError
 from batchllm.job import Job, Loaded
-from batchllm.ledger import Ledger, Noted, Reorder, Settled, State, read_notes, restore
-from batchllm.lines import Shape
+from batchllm.ledger import Ledger, Noted, Settled, State, read_notes, restore
+from batchllm.mainpath import Parts
 from batchllm.model import frozen
 from batchllm.pipeline import Pipeline
 from batchllm.ports import Observer, Provider, Source
-from batchllm.run import Parts
-from batchllm.sinks import JsonlFile, Stdout
-from batchllm.sources import JsonlSource, Variants, check_inputs
+from batchllm.sources import JsonlSource, check_inputs
 from batchllm.stop import Stop
-from batchllm.summary import Summary
 from batchllm.watch import FailureWatch
-from batchllm.wire.asking import Shared, same_failure_hint
+from batchllm.wire.asking import Asks, Shared, same_failure_hint
+from batchllm.wire.ends import Wiring, fed_by, inputs, ledger_of, source_of
 from batchllm.wire.expecting import expectation, unlabelled
-from batchllm.wire.later import again, meaning_digest, replan
+from batchllm.wire.later import again, replan
 from batchllm.wire.limiting import allowed_calls
 from batchllm.wire.live import Finished, Live
-from batchllm.wire.opening import Opened, Say, discard, meaning_of, open_folder, without_secrets, write_header
+from batchllm.wire.opening import Opened, Say, discard, open_folder, without_secrets, write_header
 from batchllm.wire.places import Places, places
-from batchllm.wire.plan import Plan, Wired, plan_of
+from batchllm.wire.plan import Wired, plan_of
 from batchllm.wire.resume import move_old_letters, open_run
 from batchllm.wire.reusing import SPARE, answers_of, beside
 
 if TYPE_CHECKING:
-    from batchllm.cache import Store
     from batchllm.pilot import Pilot
+    from batchllm.sources.handed import Handed
 
 
 @frozen
@@ -67,51 +65,54 @@ async def build(
     say: Say,
     observers: Sequence[Observer] = (),
     retry: Again | None = None,
+    handed: Handed | None = None,
+    asks: Asks | None = None,
 ) -> Live | Finished:
     """Wire a run. `stack` will hold what must be closed after it; `say` tells people of moved files.
 
-    With `retry`, the run is a pass over the dead letters of a finished run. Raises ConfigError and InUse;
-    nothing has been called then, and no file of an earlier run is changed.
+    With `retry`, the run is a pass over the dead letters of a finished run. The records may be `handed` over
+    by a program, which lets it run beside; `asks` makes what is asked of the job. Raises ConfigError and
+    InUse; nothing has been called then, and no file of an earlier run is changed.
     """
-    where = places(loaded.job)
-    if retry is None:
+    job, where = loaded.job, places(loaded.job, handed=handed is not None)
+    if retry is None and handed is None:
         check_inputs(where.inputs)
-    if where.on_stdout and loaded.job.rounds:
+    if where.on_stdout and job.rounds:
         raise ConfigError("--rounds needs an output that can be gone on with", "give -o FILE")
-    plan = plan_of(loaded, environ, terminal=terminal)
-    allowed_calls(loaded.job)
-    expectation(loaded.job)
-    store = await answers_of(loaded.job, stack)
+    plan = plan_of(loaded, environ, terminal=terminal, asks=asks)
+    allowed_calls(job)
+    expectation(job)
+    store = await answers_of(job, stack)
+    wiring = Wiring(job, plan, where, None, stop, observers, stack, say, store, handed)
     if where.on_stdout:
-        live = await _assemble(loaded.job, plan, where, None, stop, observers, stack, say, store)
+        live = await _assemble(wiring)
     else:
-        opened = open_run(loaded.job, where, say) if retry is None else _open_again(loaded.job, where, say)
+        opened = open_run(job, where, say) if retry is None else _open_again(job, where, say)
+        wiring = replace(wiring, opened=opened)
         with ExitStack() as undo:
             undo.callback(discard, opened)
-            providers = await _begin_pass(loaded.job, plan, where, opened, retry, stack)
+            providers = await _begin_pass(wiring, opened, retry)
             if _nothing_to_do(opened, where, retry):
-                return Finished(where, restore(opened.state), opened.state.unfinished_line, loaded.job)
+                return Finished(where, restore(opened.state), opened.state.unfinished_line, job)
             if providers is None and opened.state.later is not None and opened.state.later.job:
                 changes = opened.state.later.job | (retry.changes if retry is not None else {})
-                loaded = replace(loaded, job=replace(loaded.job, **changes))
-                plan = plan_of(loaded, environ, terminal=terminal)
-            live = await _assemble(
-                loaded.job, plan, where, opened, stop, observers, stack, say, store, providers
-            )
+                loaded = replace(loaded, job=replace(job, **changes))
+                plan = plan_of(loaded, environ, terminal=terminal, asks=asks)
+                wiring = replace(wiring, job=loaded.job, plan=plan)
+            live = await _assemble(wiring, providers)
             undo.pop_all()
     live.warnings += plan.warnings
     return live
 
 
-async def _begin_pass(
-    job: Job, plan: Plan, where: Places, opened: Opened, retry: Again | None, stack: AsyncExitStack
-) -> list[Provider] | None:
+async def _begin_pass(wiring: Wiring, opened: Opened, retry: Again | None) -> list[Provider] | None:
     """Begin the later pass that is asked for, if one is; the providers, connected for it.
 
     Whatever can be refused is refused before: a pass that has begun has taken lines out of the files.
     """
     if opened.state.later is not None or (retry is None and opened.replan is None):
         return None
+    job, plan, where = wiring.job, wiring.plan, wiring.where
     if retry is None and plan.names:
         raise ConfigError(
             "what changed can't be asked again in a run with variants", "start over with --fresh"
@@ -131,9 +132,9 @@ async def _begin_pass(
             source.close()
         if opened.header.get("shape") != "openai-batch":
             plan.check_fields(first)
-    providers = await plan.connect(stack)
+    providers = await plan.connect(wiring.stack)
     if retry is None:
-        await replan(opened, job, where)
+        await replan(opened, job, where, inputs(job, where, wiring.handed))
     else:
         kept = retry.changes | {"base_url": without_secrets(job.base_url)}
         changes = kept if "base_url" in retry.changes else retry.changes
@@ -170,44 +171,32 @@ def _nothing_to_do(opened: Opened, where: Places, retry: Again | None) -> bool:
     return all(Path(path).stat().st_size == known["size"] for path, known in paths)
 
 
-async def _assemble(
-    job: Job,
-    plan: Plan,
-    where: Places,
-    opened: Opened | None,
-    stop: Stop,
-    observers: Sequence[Observer],
-    stack: AsyncExitStack,
-    say: Say,
-    store: Store | None,
-    providers: list[Provider] | None = None,
-) -> Live:
+async def _assemble(wiring: Wiring, providers: list[Provider] | None = None) -> Live:
+    job, plan, where, opened, stop = wiring.job, wiring.plan, wiring.where, wiring.opened, wiring.stop
     state = opened.state if opened is not None else State(settled=Settled())
     summary = restore(state)
-    source = _source(job, plan, where, opened, state)
-    stack.callback(source.close)
+    source = source_of(wiring, state)
+    wiring.stack.callback(source.close)
     first = await source.peek(plan.enough)
     shape = state.later.shape if state.later is not None else source.format
     raw = shape == "openai-batch"
     if opened is None or opened.new:
         plan.check_fields(first, raw=raw)
     if providers is None:
-        providers = await plan.connect(stack)
+        providers = await plan.connect(wiring.stack)
     if opened is not None and state.later is None:
         write_header(opened, job, where, shape)
-    gates = await plan.gates(job, providers, stop, observers, stack)
+    gates = await plan.gates(job, providers, stop, wiring.observers, wiring.stack)
     run_id = opened.run_id if opened is not None else os.urandom(8).hex()
-    wired = plan.wire(providers, gates, Shared(job, stop, observers, answers=store), raw=raw)
+    wired = plan.wire(providers, gates, Shared(job, stop, wiring.observers, answers=wiring.store), raw=raw)
     noted = read_notes(opened.journal, state) if opened is not None and plan.stages else Noted()
     watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
-    engine = _engine(job, wired, watch, stop, store, run_id, state.generation, noted)
-    if opened is None:
-        move_old_letters(where, say)  # nothing can be refused any more, and the file is not open yet
-    fed: Source = source
-    if plan.names and state.later is None:
-        fed = Variants(source, plan.names, state.settled.__contains__)
-    ledger = _ledger(job, where, opened, summary, state, stop, source, fed, observers, noted)
-    pilot = _pilot(job, plan, where, state, source, fed, ledger)
+    engine = _engine(wiring, wired, watch, run_id, state.generation, noted)
+    if opened is None and not where.nowhere:
+        move_old_letters(where, wiring.say)  # nothing can be refused any more, and the file is not open yet
+    fed = fed_by(source, plan, state)
+    ledger = ledger_of(wiring, summary, state, source, fed, noted)
+    pilot = _pilot(wiring, state, source, fed, ledger)
     if opened is not None and opened.new and state.later is None:
         ledger.begin()
     return Live(
@@ -229,15 +218,9 @@ async def _assemble(
 
 
 def _engine(
-    job: Job,
-    wired: Wired,
-    watch: FailureWatch,
-    stop: Stop,
-    store: Store | None,
-    run_id: str,
-    generation: int,
-    noted: Noted,
+    wiring: Wiring, wired: Wired, watch: FailureWatch, run_id: str, generation: int, noted: Noted
 ) -> Engine:
+    job, gate, store = wiring.job, wired.gate, wiring.store
     pipeline = Pipeline(
         wired.stages,
         run_id=run_id,
@@ -245,87 +228,23 @@ def _engine(
         record_timeout=job.record_timeout,
         answered=noted.answers,
     )
-    gate, spare = wired.gate, SPARE if store is not None else 0
     workers, tending = workers_for(gate.target), beside(gate.tend, store)
-    engine = Engine(pipeline, workers, stop, watch, job.grace, gate.room, tending, spare)
+    spare = SPARE if store is not None else 0
+    engine = Engine(pipeline, workers, wiring.stop, watch, job.grace, gate.room, tending, spare)
     gate.watch(engine.rouse, lambda target: engine.resize(workers_for(target)), engine.instead)
     for layer in wired.lingering:
         layer.linger = engine.lingering
     return engine
 
 
-def _pilot(
-    job: Job, plan: Plan, where: Places, state: State, source: JsonlSource, fed: Source, ledger: Ledger
-) -> Pilot | None:
+def _pilot(wiring: Wiring, state: State, source: JsonlSource, fed: Source, ledger: Ledger) -> Pilot | None:
     """The pilot, unless the run is past it; a pass over dead letters has none."""
+    job, where, each = wiring.job, wiring.where, wiring.plan.variants
     of_letters = state.later is not None and "pilot" in state.later.job
-    units = (job.pilot or 0) * plan.variants
+    units = (job.pilot or 0) * each
     if not units or of_letters or state.settled.count > units:
         return None
     from batchllm.pilot import Pilot, hint  # many runs have none
 
     advice = hint(where.dead_letter, kept=not where.on_stdout, redo=state.later is None)
-    return Pilot(source, ledger, units, job.max_failures, advice, fed=fed, each=plan.variants)
-
-
-def _source(job: Job, plan: Plan, where: Places, opened: Opened | None, state: State) -> JsonlSource:
-    """The inputs from where they are settled on, or the letters of a later pass."""
-    each, settled = plan.variants, state.settled
-    if opened is not None and state.later is not None:
-        return JsonlSource(
-            [str(opened.journal.folder.path / state.later.source)],
-            id_field=job.id_field,
-            max_line=2 * job.max_line + (1 << 20),
-            input_format="dead",
-            start=state.position,
-            settled=state.settled.__contains__,
-            later=plan.names,
-        )
-    return JsonlSource(
-        where.inputs,
-        id_field=job.id_field,
-        max_line=job.max_line,
-        input_format=job.input_format,
-        start=state.position,
-        limit=job.limit,
-        settled=settled.__contains__
-        if each == 1
-        else lambda seq: all(unit in settled for unit in range(seq * each, (seq + 1) * each)),
-        known=state.inputs,
-    )
-
-
-def _ledger(
-    job: Job,
-    where: Places,
-    opened: Opened | None,
-    summary: Summary,
-    state: State,
-    stop: Stop,
-    source: JsonlSource,
-    fed: Source,
-    observers: Sequence[Observer],
-    noted: Noted,
-) -> Ledger:
-    meaning = opened.header["meaning"] if opened is not None else meaning_of(job, where)
-    ledger = Ledger(
-        Stdout() if opened is None else opened.journal.sinks["output"],
-        JsonlFile(where.dead_letter, lazy=True) if opened is None else opened.journal.sinks["dead"],
-        Shape(job.emit, job.keep, job.merge_failed, expectation(job)),
-        summary,
-        state.settled,
-        stop,
-        journal=opened.journal if opened is not None else None,
-        later=state.later,
-        durability=job.durability,
-        meaning=meaning_digest(meaning),
-        position=fed.position,
-        observers=observers,
-        reorder=Reorder() if opened is None and job.ordered else None,
-        noted=noted.places,
-    )
-    if state.later is not None:
-        ledger.inputs = lambda position: state.inputs
-    else:
-        ledger.inputs = source.prints
-    return ledger
+    return Pilot(source, ledger, units, job.max_failures, advice, fed=fed, each=each)

@@ -71,17 +71,14 @@ def again(opened: Opened, kinds: Callable[[dict[str, Any]], bool], job: dict[str
     return len(chosen)
 
 
-async def replan(opened: Opened, job: Job, places: Places) -> None:
-    """Match the whole input with what is settled, and open a pass over what has no match.
+async def replan(opened: Opened, job: Job, places: Places, source: JsonlSource) -> None:
+    """Match the whole input, which is `source`, with what is settled, and open a pass over what has no match.
 
     Lines whose record is no longer there, or has changed, are taken out and kept in the run folder.
     """
     journal = opened.journal
     meaning = meaning_digest(meaning_of(job, places))
     known = _known(journal, opened.replan, job)
-    source = JsonlSource(
-        places.inputs, id_field=job.id_field, max_line=job.max_line, input_format=job.input_format
-    )
     with _temporary(journal) as todo:
         units = await _match(source, todo, known, lambda record: _key_of(record, opened.replan, job, meaning))
         end = source.position(source.records)

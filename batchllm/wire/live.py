@@ -14,8 +14,8 @@ from batchllm.errors import ConfigError, Drained
 from batchllm.job import Job
 from batchllm.layers.gated import Gate
 from batchllm.ledger import Ledger
+from batchllm.mainpath import Parts
 from batchllm.model import frozen
-from batchllm.run import Parts
 from batchllm.sources import JsonlSource
 from batchllm.summary import Summary
 from batchllm.wire.gates import Gates

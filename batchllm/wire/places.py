@@ -18,7 +18,10 @@ _SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".gz", ".zst"})
 
 @frozen
 class Places:
-    """`inputs` are paths, `-` for stdin; `output` a path, or `-` for stdout; `dead_letter` a path."""
+    """`inputs` are paths, `-` for stdin; `output` a path, or `-` for stdout; `dead_letter` a path.
+
+    `-` for both of them is nowhere: outcomes are only handed to the program.
+    """
 
     inputs: tuple[str, ...]
     output: str
@@ -29,10 +32,22 @@ class Places:
         """Whether the output is stdout, which has no run folder."""
         return self.output == "-"
 
+    @property
+    def nowhere(self) -> bool:
+        """Whether nothing is written at all."""
+        return self.dead_letter == "-"
 
-def places(job: Job) -> Places:
-    """The files of this job; ConfigError where two of them are one, or one can't be."""
-    inputs = job.input or _piped()
+
+def places(job: Job, *, handed: bool = False) -> Places:
+    """The files of this job; ConfigError where two of them are one, or one can't be.
+
+    Records that a program hands over are like a pipe, but without an output there is no file at all.
+    """
+    if handed and (refused := _not_for_handed(job)):
+        raise ConfigError(*refused)
+    if handed and job.output is None:
+        return Places(("-",), "-", "-")
+    inputs = ("-",) if handed else job.input or _piped()
     if inputs.count("-") > 1:
         raise ConfigError("stdin (-) is named twice among the inputs", "name it once")
     output = job.output or _default_output(inputs[0])
@@ -62,6 +77,17 @@ def _piped() -> tuple[str, ...]:
     if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
         return ("-",)
     raise ConfigError("no input", "name a file: batchllm run tickets.jsonl, or pipe records in")
+
+
+def _not_for_handed(job: Job) -> tuple[str, str] | None:
+    """What a job for handed records may not say, and what to do."""
+    if job.input:
+        return "records are handed over, and input names others", "leave input out, or use batchllm.run"
+    if job.output == "-":
+        return "outcomes are handed over, and output names stdout", "leave output out, or name a file"
+    if job.output is None and job.dead_letter is not None:
+        return "a dead-letter file goes with an output", "give output too"
+    return None
 
 
 def _stem(path: str, suffixes: frozenset[str] = _SUFFIXES) -> Path:

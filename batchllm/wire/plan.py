@@ -21,7 +21,7 @@ from batchllm.model import Record, frozen
 from batchllm.pipeline import Stage
 from batchllm.ports import Observer, Provider
 from batchllm.stop import Stop
-from batchllm.wire.asking import Asking, Shared, asking, check_fields, missing
+from batchllm.wire.asking import Asking, Asks, Shared, asking, check_fields, missing
 from batchllm.wire.gates import Gates
 from batchllm.wire.limiting import gate_of, limits_of
 
@@ -149,9 +149,14 @@ class Wired:
     lingering: list[Lingering]
 
 
-def plan_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Plan:
-    """Check everything that a job asks; ConfigError says what is wrong with it."""
+def plan_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool, asks: Asks | None = None) -> Plan:
+    """Check everything that a job asks; ConfigError says what is wrong with it.
+
+    `asks` makes something else of the job than an ask of models.
+    """
     job = loaded.job
+    if asks is not None:
+        return Plan((), ((asks(loaded, environ, terminal=terminal),),))
     if (job.variant or job.stage) and (job.emit == "openai-batch" or job.input_format == "openai-batch"):
         raise ConfigError(
             "variants and stages can't go with the OpenAI batch format", "leave out --emit openai-batch"
@@ -160,10 +165,9 @@ def plan_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Pl
     stages: Sequence[dict[str, Any] | None] = [*(job.stage or ())] or [None]
     for variant in job.variant or [{}]:
         of_variant = _with(loaded, variant)
-        names = [stage["name"] for stage in stages if stage is not None]
         askings.append(
             tuple(
-                asking(_with(of_variant, stage or {}), environ, terminal=terminal, stage=stage, stages=names)
+                asking(_with(of_variant, stage or {}), environ, terminal=terminal, stage=stage)
                 for stage in stages
             )
         )

@@ -20,9 +20,9 @@ from batchllm.layers.retrying import Retrying
 from batchllm.layers.traced import Traced
 from batchllm.ledger import Ledger, Settled
 from batchllm.lines import Shape
+from batchllm.mainpath import OUTBOX, Parts, run
 from batchllm.model import Dead, Note, Outcome, Position, Record, Reply, Request, Trail
 from batchllm.pipeline import Pipeline, Stage
-from batchllm.run import OUTBOX, Parts, run
 from batchllm.sinks import JsonlFile
 from batchllm.stop import Stop
 from batchllm.summary import Summary

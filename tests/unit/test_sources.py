@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
+import hashlib
 import json
 import os
 import subprocess
@@ -336,6 +337,16 @@ def test_a_pipe_is_skipped_to_the_start_by_reading_it() -> None:
         os.write(into, GOOD + b'{"n":3}\n')
         os.close(into)
         assert ids(drained(JsonlSource([path], start=Position(0, 24, 1, 1)))) == ["b", "line-3"]
+
+
+def test_a_pipe_that_is_known_again_piece_by_piece_loses_no_record() -> None:
+    lines = b"".join(b'{"id":%d}\n' % number for number in range(10, 40))
+    head = {"start": 0, "bytes": 100, "blake2b": hashlib.blake2b(lines[:100], digest_size=16).hexdigest()}
+    with pipe() as (path, into):
+        os.write(into, lines)
+        os.close(into)
+        source = JsonlSource([path], block_bytes=16, known=[{"path": path, "head": head}])
+        assert ids(drained(source)) == list(range(10, 40))
 
 
 @pytest.mark.parametrize("kind", ["plain", "gzip", "pipe"])

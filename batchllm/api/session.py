@@ -1,0 +1,155 @@
+"""A session of a program's: one job driven pass by pass, and closed in order however it ends.
+
+It heeds no signals and shows nothing; what people are told goes to the logger `batchllm` and into `notes`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+
+import anyio
+
+from batchllm.api.handing import Handing, HeldBack
+from batchllm.errors import BatchError, ConfigError, Drained
+from batchllm.job import Loaded
+from batchllm.mainpath import run as run_parts
+from batchllm.sources.handed import Handed
+from batchllm.stop import Stop
+from batchllm.summary import Summary
+from batchllm.wire import Again, Finished, Live, build
+from batchllm.wire.asking import Asks, asking
+from batchllm.wire.passes import every_pass, heed_deadline, steered
+
+Confirm = Callable[[Summary], bool | Awaitable[bool]]
+"""Is given what a pilot came to, and says whether the run goes on."""
+_log = logging.getLogger("batchllm")
+
+
+@dataclass(slots=True)
+class Session:
+    """What a run needs beside its settings; `last` is how its last pass went, `failed` what it raised.
+
+    `handed` are the records of an iterator and `handing` its outcomes. `live` is the pass that runs now, None
+    while it is still being wired.
+    """
+
+    loaded: Loaded
+    environ: Mapping[str, str]
+    confirm: Confirm | None = None
+    handed: Handed | None = None
+    handing: Handing | None = None
+    asks: Asks = asking
+    stop: Stop = field(default_factory=Stop)
+    live: Live | None = None
+    last: Live | Finished | None = None
+    failed: Exception | None = None
+    notes: list[str] = field(default_factory=list)
+    skipped: int | None = None
+
+    def __post_init__(self) -> None:
+        job = self.loaded.job
+        if job.pilot is not None and not job.yes and self.confirm is None:
+            raise ConfigError(
+                "a pilot asks whether to go on, and nobody is there to be asked",
+                "give yes=True, or a function as confirm",
+            )
+
+    async def run(self) -> None:
+        """Every pass, to the end; what is raised is left in `failed`."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                if self.handed is not None:
+                    tasks.start_soon(self.handed.pull)
+                tasks.start_soon(heed_deadline, self.loaded.job, self.stop, time.monotonic())
+                try:
+                    self.last = await every_pass(self.loaded.job, self.stop, self._pass)
+                except Exception as error:
+                    self.failed = error  # the task group would wrap it
+                tasks.cancel_scope.cancel()
+        finally:
+            if self.handing is not None:
+                self.handing.end()
+
+    def give_up(self) -> None:
+        """Stop, and give up what is in flight; what was answered is still committed."""
+        self.stop.set(Drained("given up by the program", "run it again to go on"))
+        if self.live is not None:
+            self.live.abort()
+
+    def check(self) -> None:
+        """Raise what ended the session early, if anything did."""
+        if self.failed is not None:
+            raise self.failed
+        if self.handed is not None and self.handed.failure is not None:
+            raise self.handed.failure
+        if isinstance(self.stop.reason, BatchError):
+            raise self.stop.reason
+
+    def say(self, text: str) -> None:
+        """For people: to the log, and to whoever looks at the result."""
+        self.notes.append(text)
+        _log.info(text)
+
+    def warn(self, text: str) -> None:
+        """The same, as a warning."""
+        self.notes.append(text)
+        _log.warning(text)
+
+    async def _pass(self, retry: Again | None) -> Live | Finished | None:
+        """Wire one pass and run it; None where a stop came before it was wired."""
+        earlier, self.live = self.live, None
+        with anyio.CancelScope() as scope:
+            self.stop.then(lambda: scope.cancel() if self.live is None else None)
+            async with AsyncExitStack() as stack:
+                live = await build(
+                    self.loaded,
+                    self.stop,
+                    stack,
+                    environ=self.environ,
+                    terminal=False,
+                    say=self.say,
+                    observers=[self.handing] if self.handing is not None else [],
+                    retry=retry,
+                    handed=self.handed,
+                    asks=self.asks,
+                )
+                if isinstance(live, Finished):
+                    return live
+                self.live = live
+                if earlier is not None:
+                    live.follow(earlier)
+                if self.skipped is None:
+                    self.skipped = live.skipped
+                    for warning in live.warnings:
+                        self.warn(warning)
+                await self._run(live)
+            return live
+        return None
+
+    async def _run(self, live: Live) -> None:
+        if live.pilot is not None:
+            live.pilot.confirm = self._goes_on
+        parts = live.parts
+        if self.handing is not None:
+            parts = replace(parts, source=HeldBack(parts.source, self.handing))
+        try:
+            async with anyio.create_task_group() as steering:
+                if not live.places.on_stdout:
+                    steering.start_soon(steered, live, self.warn)
+                await run_parts(parts)
+                steering.cancel_scope.cancel()
+            await live.close()
+        finally:
+            if live.opened is not None:
+                live.opened.journal.close()  # cancelled from outside, it would keep the lock
+
+    async def _goes_on(self, summary: Summary) -> bool:
+        if self.confirm is None:
+            return True
+        answer = self.confirm(summary)
+        return bool(await answer if inspect.isawaitable(answer) else answer)

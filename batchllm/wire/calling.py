@@ -1,0 +1,65 @@
+"""A function of the program's in the place of a model: each item as it is, behind the same gate and retries.
+
+No prompt, no schema, and no judging of answers: whatever the function returns is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from batchllm.job import Loaded
+from batchllm.layers.gated import Gate, Gated
+from batchllm.layers.retrying import Retrying
+from batchllm.layers.traced import Traced
+from batchllm.model import frozen
+from batchllm.pipeline import Render
+from batchllm.ports import Provider, ProviderSpec
+from batchllm.providers.calls import Calls
+from batchllm.wire.asking import Asking, Asks, Other, Shared
+from batchllm.wire.limiting import most_calls
+from batchllm.wire.registry import Chosen
+
+
+@frozen
+class Calling(Asking):
+    """What is asked of a function: nothing but the record's data."""
+
+    def render(self, *, raw: bool) -> Render:
+        """The data itself."""
+        return lambda data, answers: data
+
+    def stack(self, provider: Provider, gate: Gate, shared: Shared, others: Sequence[Other] = ()) -> Provider:
+        """The stack of layers, outermost first: Retrying(Gated(Traced(provider)))."""
+        job = self.job
+        gated = Gated(Traced(provider, shared.observers), gate)
+        return Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=shared.stop, witness=gate)
+
+
+def calling(
+    function: Callable[[Any], Any],
+    item_of: Callable[[dict[str, Any]], Any],
+    retried: tuple[type[Exception], ...],
+) -> Asks:
+    """What makes the Asking of a job whose records `function` answers; see `providers.calls.Calls`."""
+
+    def asks(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool) -> Asking:
+        job = loaded.job
+        spec = ProviderSpec(model=str(job.model), timeout=job.timeout, concurrency=most_calls(job))
+
+        @asynccontextmanager
+        async def connect(spec: ProviderSpec) -> AsyncIterator[Provider]:
+            yield Calls(
+                function,
+                item_of,
+                retried=retried,
+                timeout=spec.timeout,
+                threads=spec.concurrency,
+                as_json=job.output is not None,
+            )
+
+        chosen = Chosen(str(job.model), connect, spec)
+        return Calling(job, chosen, None, None)
+
+    return asks

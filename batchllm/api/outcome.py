@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar, cast
 
 from batchllm import errors, model
@@ -22,7 +23,8 @@ class Outcome(Generic[Item, Value]):
     parsed JSON under a schema, else text; what the function returned, with `map`. `error` says why there is
     none: kind, cause, message, HTTP status, `raw` answer. `attempts` are all calls, refused ones too, and
     `usage` their tokens. `reply` is the provider's answer whole, with finish reason and model. `exception` is
-    the error as an exception: what the function raised, with `map`.
+    the error as an exception: what the function raised, with `map`. `variant` names the variant under which
+    it was asked, `stages` has what each stage answered, by its name; None where there are none.
     """
 
     seq: int
@@ -34,6 +36,8 @@ class Outcome(Generic[Item, Value]):
     attempts: tuple[Attempt, ...]
     reply: Reply | None = None
     exception: Exception | None = None
+    variant: str | None = None
+    stages: Mapping[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
@@ -61,6 +65,8 @@ def outcome_of(settled: model.Outcome) -> Outcome[Any, Any]:
         attempts=tuple(trail.attempts),
         reply=settled.reply if isinstance(settled, model.Done) else None,
         exception=None if done else _exception(cast(model.Dead, settled)),
+        variant=record.variant,
+        stages=trail.answers,
     )
 
 

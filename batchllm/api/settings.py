@@ -67,7 +67,16 @@ class Settings(CallSettings, total=False):
     model: str
     prompt: str
     system: str
+    messages_field: str
+    image: str | Sequence[str]
+    image_root: FilePath
+    params_field: str
+    model_field: str
     schema: FilePath | Mapping[str, Any]
+    schema_mode: Literal["native", "tool", "prompt"]
+    check: str
+    fallback: str | Sequence[str]
+    fallback_answer: Any
     param: Mapping[str, Any] | Sequence[str]
     base_url: str
     api_key_env: str
@@ -75,6 +84,11 @@ class Settings(CallSettings, total=False):
     input_tpm: float
     output_tpm: float
     repair: int
+    max_tokens_ceiling: int
+    variant: Sequence[str | Mapping[str, Any]]
+    expect: str
+    cache: FilePath
+    cache_ttl: Duration
     pilot: int
     yes: bool
     accept_failures: Share

@@ -1,8 +1,8 @@
 """Records out of JSONL files, packed files and pipes, in order, as soon as their lines are whole.
 
 `JsonlSource` reads blocks, splits them and says where it is; a line that is no record becomes a `Dead` in its
-place. It never writes and never calls anyone; the run's reader drains it. `check_inputs` refuses what is no
-JSONL before a run; `fingerprint` and `differs` tell whether an input is still the same.
+place. It never writes and never calls anyone. `check_inputs` refuses what is no JSONL before a run;
+`fingerprint` and `differs` tell whether an input is still the same. `Variants` stands before a source.
 """
 
 from __future__ import annotations
@@ -339,9 +339,8 @@ class JsonlSource:
         start = b"\n" if line.start else b""  # behind which no byte-order mark is taken for one
         head = start + line.data + b"\n" + self._lines.ahead()
         refused = refusal(self._paths[self._file], head, piped=True)
-        if refused is None:
-            return
-        raise refused if self.records == self._start.seq else InputFailed(refused.message, refused.hint)
+        if refused is not None:
+            raise refused if self.records == self._start.seq else InputFailed(refused.message, refused.hint)
 
     def _place(self, offset: int, line: int) -> Position:
         return Position(self._file, offset, line, self.records)

@@ -158,7 +158,7 @@ def test_a_job_file_that_is_found_may_not_name_code(tmp_path: Path, line: str) -
     write(tmp_path / "in.jsonl", tickets(1))
     ran = run(tmp_path, "in.jsonl")
     assert ran.code == 2
-    assert "may not name Python code" in ran.error
+    assert "may not name code to run" in ran.error
 
 
 def test_a_check_sees_value_and_record_and_its_complaint_goes_into_the_repair(tmp_path: Path) -> None:

@@ -316,7 +316,9 @@ def outcome_of(entry: Entry, line: bytes) -> Outcome:
     if "stages" in told:
         trail.answers, trail.skipped = told["stages"], told.get("skipped")
     if entry.kind == OUTPUT:
-        return Done(record, Reply("", None, usage, None, "", cached=not entry.calls), trail, entry.at)
+        instead = b'"fallback":true' in line
+        reply = Reply("", None, usage, None, "", cached=not entry.calls and not instead, fallback=instead)
+        return Done(record, reply, trail, entry.at)
     error = told["error"]
     failure = Failure(error["kind"], error["cause"], error["message"], stage=error.get("stage"))
     return Dead(record, failure, trail, entry.at)

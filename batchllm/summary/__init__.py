@@ -21,7 +21,7 @@ _EXAMPLES = 3
 _EXAMPLE_LENGTH = 300
 _CAUSES = 100
 _COUNTS = (
-    *("succeeded", "failed", "calls", "retried", "cached"),
+    *("succeeded", "failed", "calls", "retried", "cached", "stood_in"),
     *("input_tokens", "output_tokens", "cached_tokens", "unknown_calls"),
 )
 _OF_STAGE = ("came", "ok", "skipped", "failed")
@@ -65,6 +65,7 @@ class Summary:
     calls: int = 0
     retried: int = 0
     cached: int = 0
+    stood_in: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -107,6 +108,8 @@ class Summary:
                 self.latency.add(attempts[-1].seconds)
             elif outcome.reply.cached:
                 self.cached += 1
+            if outcome.reply.fallback:
+                self.stood_in += 1
         else:
             self.failed += 1
             error = outcome.error

@@ -80,6 +80,7 @@ def summary_line(summary: Summary, facts: Facts) -> str:
                 for cause, failed in summary.causes(kind).items()
             ],
             **({"stages": summary.to_dict()["stages"]} if summary.stages else {}),
+            "stood_in": summary.stood_in,
             "unknown": summary.unknown,
             "unknown_calls": summary.unknown_calls,
             "calls": summary.calls,
@@ -124,7 +125,9 @@ def rows(summary: Summary, facts: Facts) -> Iterator[tuple[str, str]]:
     for name, stage in summary.stages.items():
         counts = f"{stage.came:,} in, {stage.ok:,} ok"
         counts += f", {stage.skipped:,} skipped" if stage.skipped else ""
-        yield f"stage {name}", counts + (f", {stage.failed:,} failed" if stage.failed else "")
+        yield "stage", f"{clean(name)}: {counts}" + (f", {stage.failed:,} failed" if stage.failed else "")
+    if summary.stood_in:
+        yield "fallback", f"answers that stood in: {summary.stood_in:,}"
     if summary.unknown or summary.unknown_calls:
         answers = max(summary.unknown, summary.unknown_calls)
         yield "unknown", f"answers that no rule knows: {answers:,}; dead letters of them: {summary.unknown:,}"
@@ -169,7 +172,8 @@ def _cause(kind: str, cause: str, failed: Failed) -> str:
     message = clean(failed.examples[0]) if failed.examples else ""
     if len(message) > _MESSAGE_LENGTH:
         message = message[: _MESSAGE_LENGTH - 3] + "..."
-    return message if cause == kind else ": ".join(part for part in (clean(cause), message) if part)
+    said = cause == kind or message.startswith(f"{clean(cause)}: ")
+    return message if said else ": ".join(part for part in (clean(cause), message) if part)
 
 
 def _rate(summary: Summary, facts: Facts) -> float | None:

@@ -117,7 +117,7 @@ def test_a_stop_gives_up_a_function_that_blocks_and_the_process_ends(folder: Pat
         ("mine", "names no function"),
         ("mine:missing", "has no function 'missing'"),
         ("mine:number", "has no function 'number'"),
-        ("nowhere:f", "ModuleNotFoundError"),
+        ("nowhere:f", "there is no module nowhere"),
         ("./nowhere.py:f", "there is no file nowhere.py"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
@@ -61,8 +62,8 @@ class Pipeline:
         answered: Mapping[int, Sequence[dict[str, Any]]] | None = None,
     ) -> None:
         self._plans = {name: tuple(stages) for name, stages in plans.items()}
+        self._keys = f"{run_id}-{generation}-%d"
         self._run_id = run_id
-        self._name = f"{run_id}-{generation}-"
         self._record_timeout = record_timeout
         self._answered = dict(answered or {})
 
@@ -83,9 +84,9 @@ class Pipeline:
                 body = stage.render(record.data or {}, None)
                 if type(body) is not dict:
                     body = await _awaited(body)
-                key = f"{self._name}{record.unit}"
-                seen = record.data if stage.with_record else None
-                request = Request(stage.model, body, key, stage.schema, stage.raw, seen)
+                request = Request(stage.model, body, self._keys % record.unit, stage.schema, stage.raw)
+                if stage.with_record:
+                    request = replace(request, record=record.data)
                 reply = await stage.stack.complete(request, trail)
                 outcome = Done(record, reply, trail, time.time())
             else:
@@ -143,7 +144,7 @@ class Pipeline:
         """The key of a record's ask in a stage; that of a step outlives the pass, as long as the record."""
         if stage.step:
             return f"{self._run_id}-{record.unit}-s{number}-{crc32(record.line):08x}"
-        return f"{self._name}{record.unit}-s{number}"
+        return f"{self._keys % record.unit}-s{number}"
 
 
 async def _awaited(body: Body | Awaitable[Body]) -> Body:

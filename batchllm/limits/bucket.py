@@ -60,6 +60,12 @@ class TokenBucket:
             self._at = now
         else:
             passed = 0.0
+        if len(self.limited) == 1:
+            (i,) = self.limited
+            wait = self._short(i, need[i], passed)
+            if not wait:
+                self._levels[i] -= need[i]
+            return wait
         wait = 0.0
         for i in self.limited:
             wait = max(wait, self._short(i, need[i], passed))

@@ -108,7 +108,7 @@ def read_answer(
     whole: bool = True,
     tool: bool = False,
 ) -> Reply:
-    """Read an HTTP answer into a Reply, or raise what it means instead.
+    """Read an HTTP answer into a Reply, or raise what it means instead; see `at_a_glance` for usual ones.
 
     `model` is named in the Reply where the body names none; `whole` says whether the Reply is to hold the
     body, too; `tool` whether a tool's arguments are the answer; the rest is as in `verdicts.verdict`.
@@ -129,17 +129,13 @@ def read_answer(
         document = leniently(content)
         if document is None:
             raise no_json(status, headers, content, broken, secret) from None
-    limits = _limits(headers, now)
-    reply = _usual(document, headers, whole, limits)
-    if reply is not None:
-        return reply
     complaint = _complaint(document)
     if complaint is not None:
         from batchllm.providers.verdicts import under_ok
 
         raise under_ok(complaint, headers, status=status, proven=proven, now=now, secret=secret)
     read = _with_arguments(document) if tool else document
-    found = _completion(read, model, request_id(headers), limits)
+    found = _completion(read, model, request_id(headers), _limits(headers, now))
     if isinstance(found, str):
         from batchllm.providers.misread import blocked, no_completion
 
@@ -147,20 +143,23 @@ def read_answer(
     return found if read is document else replace(found, raw=document)
 
 
-def _usual(
-    document: Any, headers: Mapping[str, str], whole: bool, limits: tuple[Standing, ...]
+def at_a_glance(
+    status: int, headers: Mapping[str, str], content: bytes, whole: bool, now: float
 ) -> Reply | None:
-    """The Reply in a completion of the usual form, at a third of the cost; None asks for a closer look."""
+    """The Reply in an answer of the usual form, at a third of the cost; None asks for a closer look."""
+    if status != 200:
+        return None
     try:
+        document = orjson.loads(content)
         choice = document["choices"][0]
         message = choice["message"]
         text, named = message["content"], document["model"]
         if (
             type(text) is not str
-            or type(named) is not str
+            or not text
             or choice["finish_reason"] != "stop"
             or document["object"] != "chat.completion"
-            or not text
+            or type(named) is not str
             or not named
             or "error" in document
             or "error" in choice
@@ -168,10 +167,11 @@ def _usual(
         ):
             return None
         identity = request_id(headers) or document["id"]
-    except (KeyError, IndexError, TypeError, AttributeError):
+    except (KeyError, IndexError, TypeError, AttributeError, orjson.JSONDecodeError):
         return None
     if type(identity) is not str:
         return None
+    limits = () if _TELLING.isdisjoint(headers) else _limits(headers, now)
     raw = document if whole else None
     return Reply(text, text, _usage(document.get("usage")), "stop", named, identity, raw, limits)
 

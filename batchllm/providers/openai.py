@@ -112,23 +112,25 @@ class OpenAI:
         answer = await self._endpoint.post(
             chat.encode(body), headers={"idempotency-key": request.key}, timeout=timeout
         )
-        headers, content = self._without_key(answer)
-        try:
-            reply = chat.read_answer(
-                answer.status,
-                headers,
-                content,
-                model=str(body.get("model") or spec.model),
-                now=time.time(),
-                proven=self.proven and (doubt is None or doubt is not self._doubt),
-                secret=self._secret,
-                whole=spec.whole,
-                tool=way is not None and way.tool,
-            )
-        except (Refused, RouteGone) as error:
-            if ladder is not None and way is not None and ladder.refused(way, error, answer.status):
-                raise in_doubt(error, answer.status) from None
-            raise self._whose(error, request, answer.status) from None
+        status, (headers, content) = answer.status, self._without_key(answer)
+        reply = chat.at_a_glance(status, headers, content, spec.whole, time.time())
+        if reply is None:
+            try:
+                reply = chat.read_answer(
+                    status,
+                    headers,
+                    content,
+                    model=str(body.get("model") or spec.model),
+                    now=time.time(),
+                    proven=self.proven and (doubt is None or doubt is not self._doubt),
+                    secret=self._secret,
+                    whole=spec.whole,
+                    tool=way is not None and way.tool,
+                )
+            except (Refused, RouteGone) as error:
+                if ladder is not None and way is not None and ladder.refused(way, error, status):
+                    raise in_doubt(error, status) from None
+                raise self._whose(error, request, status) from None
         self.proven = True
         if way is not None and ladder is not None:
             ladder.answered(way)

@@ -106,10 +106,10 @@ class Summary:
             self.succeeded += 1
             if calls:
                 self.latency.add(attempts[-1].seconds)
-            elif outcome.reply.cached:
-                self.cached += 1
-            if outcome.reply.fallback:
-                self.stood_in += 1
+            reply = outcome.reply
+            if reply.cached or reply.fallback:
+                self.cached += reply.cached
+                self.stood_in += reply.fallback
         else:
             self.failed += 1
             error = outcome.error

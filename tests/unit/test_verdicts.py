@@ -24,7 +24,7 @@ from batchllm.errors import (
     RouteGone,
 )
 from batchllm.model import Reply
-from batchllm.providers.chat import read_answer
+from batchllm.providers.chat import at_a_glance, read_answer
 from batchllm.providers.complaints import Complaint, read, retry_after, shown
 from batchllm.providers.rules import ANYTHING_ELSE, RULES
 from batchllm.providers.verdicts import Case, row, under_ok, verdict
@@ -297,3 +297,10 @@ def test_a_huge_error_body_is_judged_by_its_beginning_and_shown_short() -> None:
         error = verdict(404, {"content-type": "text/html"}, b"<p>" + unit * 500_000, now=NOW)
         assert error is not None
         assert len(error.message) <= 300
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['provider']}: {case['name']}")
+def test_a_glance_sees_what_the_closer_look_sees_or_nothing(case: dict[str, Any]) -> None:
+    headers, body = case["headers"], case["body"].encode()
+    glanced = at_a_glance(case["status"], headers, body, True, NOW)
+    assert glanced is None or glanced == judged(case)

@@ -27,6 +27,7 @@ from batchllm.wire.limiting import gate_of, limits_of
 
 _OF_TABLE = frozenset({"name", "run", "folder", "when", "open", "process", "on_timeout", "threads"})
 """What a table holds that is no setting."""
+_LIMITS = ("rpm", "rps", "tpm", "input_tpm", "output_tpm")
 
 
 @frozen
@@ -176,7 +177,10 @@ def plan_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool, asks:
 
 def _with(loaded: Loaded, table: Mapping[str, Any]) -> Loaded:
     """The job with the settings of a table in place of its own."""
-    changes = {name: value for name, value in table.items() if name not in _OF_TABLE}
+    changes: dict[str, Any] = (
+        dict.fromkeys(_LIMITS) if "run" in table else {}
+    )  # a model's are none of a function's
+    changes |= {name: value for name, value in table.items() if name not in _OF_TABLE}
     if "param" in changes:
         changes["param"] = loaded.job.param | changes["param"]
     return replace(loaded, job=replace(loaded.job, **changes)) if changes else loaded

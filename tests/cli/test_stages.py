@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 from tests.running import run, started, wait_for_settled
@@ -59,8 +60,7 @@ def test_a_later_stage_sees_the_record_and_the_earlier_answers(tmp_path: Path) -
     loaded = {row["id"]: row for row in ran.rows("loaded.jsonl")}
     assert loaded[2]["draft"] == rows[2]["stages"]["draft"]
     assert len({row["key"] for row in loaded.values()}) == 3
-    assert "stage draft" in ran.stderr
-    assert "2 in, 2 ok, 1 skipped" in ran.stderr
+    assert "draft: 2 in, 2 ok, 1 skipped" in ran.stderr
 
 
 def test_a_failure_names_its_stage_and_retry_goes_on_there(tmp_path: Path) -> None:
@@ -170,3 +170,29 @@ def test_stages_that_cant_be_are_refused_before_any_call(tmp_path: Path) -> None
         assert ran.code == 2, (text, ran.stderr)
         assert message in ran.error, (text, ran.error)
         assert not (tmp_path / "in.out.jsonl").exists()
+
+
+def test_a_limit_of_the_run_is_the_models_and_a_stage_may_have_its_own(tmp_path: Path) -> None:
+    job = """
+model = "fake/echo"
+rpm = 60000
+[[stage]]
+name = "check"
+run = "steps.py:check"
+[[stage]]
+name = "slow"
+prompt = "{{ text }}"
+rpm = 600
+[[stage]]
+name = "quick"
+prompt = "{{ text }}"
+model = "fake/echo?seed=2"
+"""
+    _job(tmp_path, [f"text {n}" for n in range(15)], job)
+
+    ran = run(tmp_path, "in.jsonl", "-j", "job.toml", "--burst", "0.1", "--progress", "json")
+
+    assert ran.code == 0, ran.stderr
+    times = sorted(row["finished_at"] for row in ran.rows("in.out.jsonl"))
+    first, last = (datetime.fromisoformat(at.replace("Z", "+00:00")) for at in (times[0], times[-1]))
+    assert (last - first).total_seconds() > 1.2, "10 a second, in the one stage that is held to them"

@@ -20,6 +20,7 @@ from batchllm.job.importing import found
 from batchllm.lines import dumps
 from batchllm.model import Reply, Request, Trail, Usage
 from batchllm.ports import ProviderSpec
+from batchllm.schema.checking import takes_two
 
 
 @asynccontextmanager
@@ -39,7 +40,7 @@ class Function:
     def __init__(self, function: Callable[..., Any], spec: ProviderSpec) -> None:
         self._function = function
         self._spec = spec
-        self._takes_body = _takes_two(function)
+        self._takes_body = takes_two(function)
         self._awaits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 - an object whose call is async
         )
@@ -73,12 +74,3 @@ class Function:
             lambda: self._function(*given), abandon_on_cancel=True, limiter=self._limiter
         )
         return await answer if inspect.isawaitable(answer) else answer
-
-
-def _takes_two(function: Callable[..., Any]) -> bool:
-    """Whether a second argument can be given by its place."""
-    try:
-        inspect.signature(function).bind(None, None)
-    except (TypeError, ValueError):
-        return False
-    return True

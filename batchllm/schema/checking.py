@@ -31,7 +31,7 @@ class Check:
         self._function: Callable[..., Any] = function
         self._name = name
         self._timeout = timeout
-        self.wants_record = _takes_two(function)
+        self.wants_record = takes_two(function)
 
     async def __call__(self, value: Any, record: dict[str, Any] | None) -> Sequence[str]:
         """The complaints about a value, none for a good one; Internal where the check itself fails."""
@@ -74,7 +74,7 @@ def _line(said: object) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
-def _takes_two(function: Callable[..., Any]) -> bool:
+def takes_two(function: Callable[..., Any]) -> bool:
     """Whether a second argument can be given by its place."""
     try:
         inspect.signature(function).bind(None, None)

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from batchllm.errors import ConfigError
 from batchllm.model import Position
-from batchllm.sources.blocks import MAGIC_BYTES, STDIN, packing_of, stored_bytes
+from batchllm.sources.blocks import MAGIC_BYTES, STDIN, Pipe, packing_of, stored_bytes
 
 SAMPLE_BYTES = 2**16
 
@@ -94,3 +95,19 @@ def sample(data: bytes, start: int = 0) -> dict[str, Any]:
 def _sample(file: BinaryIO, start: int, size: int) -> dict[str, Any]:
     file.seek(start)
     return sample(file.read(size), start)
+
+
+async def same_beginning(pipe: Pipe, known: Mapping[str, Any] | None, name: str) -> bytes:
+    """Read as much of a pipe as is `known` of it; what was read. Raises ConfigError for another stream.
+
+    `name` is what messages call the pipe.
+    """
+    ahead = b""
+    while known is not None and len(pipe.head) < known["bytes"] and (block := await pipe.read()):
+        ahead += block
+    if known is not None and sample(pipe.head[: known["bytes"]]) != known:
+        raise ConfigError(
+            f"{name} begins otherwise than it did when this run began",
+            "pipe in the same records to go on, give another -o FILE, or start over with --fresh",
+        )
+    return ahead

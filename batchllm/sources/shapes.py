@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from batchllm.lines import members
-from batchllm.model import Dead, Record
+from batchllm.model import Dead, Failure, Record, Trail
 from batchllm.schema import holds_long_number
 
 RECORDS, LETTERS, OPENAI_BATCH = "records", "dead", "openai-batch"
@@ -37,6 +37,12 @@ class BadLine(Exception):
         self.message = message
         self.id = id
         self.raw = raw
+
+    def letter(self, seq: int, id: str, line: bytes, place: str, at: float) -> Dead:
+        """The dead letter of record `seq`, whose line at `place` this is."""
+        failure = Failure(kind="bad_input", cause=self.cause, message=f"{place} {self.message}")
+        record = Record(seq, id if self.id is None else self.id, None, line if self.raw is None else self.raw)
+        return Dead(record, failure, Trail(), at)
 
 
 def parse(line: bytes) -> dict[str, Any]:

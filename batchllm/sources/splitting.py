@@ -78,6 +78,26 @@ class Lines:
             return self._line(bytes(self._carry), self._length, whole=False)
         return None
 
+    def plain(self, most: int, room: int) -> list[bytes]:
+        """The next whole lines, at most `most` in `room` bytes; none where the next needs a closer look.
+
+        They stay until `took` says that they were taken.
+        """
+        if self._back is not None or self._length or not self.offset:
+            return []
+        end = self._block.rfind(b"\n", self._at, self._at + min(room, self._max_line))
+        piece = self._block[self._at : end] if end >= 0 else b""
+        if not piece or b"\r" in piece:
+            return []
+        lines = piece.split(b"\n", most)
+        return lines if len(lines) <= most else lines[:most]
+
+    def took(self, lines: int, size: int) -> None:
+        """So many lines of `plain` were taken, of so many bytes with their ends."""
+        self._at += size
+        self.offset += size
+        self.number += lines
+
     def push_back(self, line: Line) -> None:
         """Give back the line that came last; `next` hands it out again."""
         self._back = line

@@ -198,6 +198,14 @@ JOBS = {
             variants=("a", "b"),
         ),
         Job("stages", _staged, _run("in.jsonl", "-m", FAULTS, "-j", "job.toml"), staged=True),
+        Job(
+            "stages-retry",
+            _staged,
+            ("retry", "out.jsonl", *COMMON),
+            before=(_run("in.jsonl", "-m", FAULTS, "-j", "job.toml"),),
+            passes=True,
+            staged=True,
+        ),
     )
 }
 

@@ -19,13 +19,11 @@ _KINDS = frozenset({"bad_input", "too_large", "refused", "invalid", "exhausted",
 _RUNS_OWN = frozenset(
     row.name
     for row in settings().values()
-    if row.panel == "Files" or row.name in ("fresh", "limit", "rounds", "pilot", "yes")
+    if row.panel == "Files" or row.name in ("fresh", "limit", "rounds", "pilot", "yes", "variant")
 )
 
-_ASKED = (
-    *("model", "prompt", "system", "schema", "param", "base_url", "api_key_env"),
-    *("schema_mode", "check", "fallback", "fallback_answer"),
-)
+_ASKED = {row.name: row.default for row in settings().values() if row.panel == "What is asked"}
+"""What a retry may ask otherwise, with the defaults."""
 
 
 @take(
@@ -48,5 +46,6 @@ def retry(output: str, only: list[str] | None, **options: Any) -> None:
         )
     base = stored_job(output)
     loaded = load(options, {}, Path(), base=base)
-    changes = {name: value for name in _ASKED if (value := getattr(loaded.job, name)) != base.get(name)}
+    now = {name: getattr(loaded.job, name) for name in _ASKED}
+    changes = {name: value for name, value in now.items() if value != base.get(name, _ASKED[name])}
     raise typer.Exit(start(loaded, Again(tuple(only or ()), changes)))

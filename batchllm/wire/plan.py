@@ -162,6 +162,10 @@ def plan_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool, asks:
         raise ConfigError(
             "variants and stages can't go with the OpenAI batch format", "leave out --emit openai-batch"
         )
+    if job.variant and job.resume_by == "id":
+        raise ConfigError(
+            "--resume-by id doesn't go with variants", "resume by position, which is the default"
+        )
     askings = []
     stages: Sequence[dict[str, Any] | None] = [*(job.stage or ())] or [None]
     for variant in job.variant or [{}]:

@@ -7,11 +7,14 @@ every RecordError into a Dead; fatal errors and a stop pass through, since they 
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from zlib import crc32
+
+import anyio
 
 from batchllm.errors import BatchError, FatalError, Invalid, RecordError, Stopped
 from batchllm.model import Dead, Done, Failure, Note, Outcome, Record, Reply, Request, Trail, Usage, frozen
@@ -95,6 +98,10 @@ class Pipeline:
             raise
         except Exception as error:
             outcome = Dead(record, _failure(error), trail, time.time())
+        except anyio.get_cancelled_exc_class():
+            if _cancelled_by_us():
+                raise
+            outcome = Dead(record, _CANCELLED, trail, time.time())
         finally:
             if outcome is None and (spent := trail.spent(record.seq)) is not None:
                 emit(spent)
@@ -132,6 +139,10 @@ class Pipeline:
                 raise
             except Exception as error:
                 return Dead(record, _failure(error, name), trail, time.time())
+            except anyio.get_cancelled_exc_class():
+                if _cancelled_by_us():
+                    raise
+                return Dead(record, replace(_CANCELLED, stage=name), trail, time.time())
             note = trail.answered(record, name, reply)
             answers = trail.answers
             if stage is not stages[-1]:
@@ -166,3 +177,12 @@ def _failure(error: Exception, stage: str | None = None) -> Failure:
         raw=error.raw,
         violations=error.violations if isinstance(error, Invalid) else (),
     )
+
+
+_CANCELLED = Failure("internal", "CancelledError", "the call was cancelled by itself")
+"""What becomes of a record whose function awaited something that was cancelled."""
+
+
+def _cancelled_by_us() -> bool:
+    """Whether a cancellation is the run's own, and not one that came out of a function of the user's."""
+    return anyio.current_effective_deadline() == -math.inf

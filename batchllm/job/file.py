@@ -80,14 +80,12 @@ def _check_implicit(found: Mapping[str, Given]) -> None:
                 f"{given.origin}: a job file that is found, not named, may not name code to run ({code})",
                 f"name it, if you trust it: -j {IMPLICIT}",
             )
-    root = found.get("image_root")
-    if root is not None and not (root.folder / str(root.value)).resolve().is_relative_to(
-        root.folder.resolve()
-    ):
-        raise ConfigError(
-            f"{root.origin}: a job file that is found, not named, may not lead out of its folder",
-            f"name it, if you trust it: -j {IMPLICIT}",
-        )
+        if path := _path_outside({name: given.value}, given.folder):
+            raise ConfigError(
+                f"{given.origin}: a job file that is found, not named, may not lead out of its folder, "
+                f"as {path} does",
+                f"name it, if you trust it: -j {IMPLICIT}",
+            )
     held = {name: given.origin for name, given in found.items()}
     for given in (found[name] for name in ("variant", "stage") if name in found):
         tables = given.value if isinstance(given.value, list) else []
@@ -115,6 +113,21 @@ def _code_in(table: Mapping[str, Any]) -> str | None:
             inner = (_code_in(each) for each in several if isinstance(each, dict))
             if code := next(filter(None, inner), None):
                 return f"{code} of a {name}"
+    return None
+
+
+def _path_outside(table: Mapping[str, Any], folder: Path) -> str | None:
+    """A file or folder above or beside `folder` whose content a table, or those in it, would have sent."""
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        inner = value if isinstance(value, list) else [value]
+        for each in inner:
+            if isinstance(each, dict) and (found := _path_outside(each, folder)):
+                return found
+            if not isinstance(each, str) or not (name == "image_root" or each.startswith("@")):
+                continue
+            if not (folder / each.removeprefix("@")).resolve().is_relative_to(folder.resolve()):
+                return each
     return None
 
 

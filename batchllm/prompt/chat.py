@@ -26,6 +26,11 @@ class Messages(Protocol):
 
     fields: frozenset[str]
 
+    @property
+    def templates(self) -> Sequence[Template]:
+        """Those that a record's messages are made of."""
+        ...
+
     def messages(self, data: dict[str, Any], answers: dict[str, Any] | None = None) -> list[Message]:
         """The chat messages of one record, whose earlier stages gave `answers`; or BadInput."""
         ...
@@ -80,6 +85,11 @@ class Prompt(_Checked):
         self.user_fields = self._user.fields
         self.fields = self.user_fields | self.system_fields
 
+    @property
+    def templates(self) -> Sequence[Template]:
+        """The user's, and the system's where there is one."""
+        return (self._user,) if self._system is None else (self._user, self._system)
+
     def messages(self, data: dict[str, Any], answers: dict[str, Any] | None = None) -> list[Message]:
         """The chat messages for one record; a system message that comes out blank is left away.
 
@@ -121,6 +131,11 @@ class ChatPrompt(_Checked):
         ]
         self.fields = frozenset[str]().union(*(template.fields for _, template in self._templates))
 
+    @property
+    def templates(self) -> Sequence[Template]:
+        """Those of all messages."""
+        return [template for _, template in self._templates]
+
     def messages(self, data: dict[str, Any], answers: dict[str, Any] | None = None) -> list[Message]:
         """The chat messages for one record; raises BadInput as a Prompt does."""
         return self._rendered(self._templates, data, answers)
@@ -149,6 +164,11 @@ class GivenMessages(_Checked):
         self._prompt = prompt
         self._field = field
         self.fields = prompt.fields
+
+    @property
+    def templates(self) -> Sequence[Template]:
+        """Those of the prompt."""
+        return self._prompt.templates
 
     def messages(self, data: dict[str, Any], answers: dict[str, Any] | None = None) -> list[Message]:
         """The record's own messages, or the prompt's; BadInput, cause `messages`, for what can't be sent."""
@@ -219,6 +239,11 @@ class Examples(_Checked):
             except BadInput as error:
                 raise ConfigError(f"{name}: example {number}: {error.message}", error.hint) from error
             self._shown += [*asked, {"role": "assistant", "content": example["answer"]}]
+
+    @property
+    def templates(self) -> Sequence[Template]:
+        """Those inside."""
+        return self._inner.templates
 
     def messages(self, data: dict[str, Any], answers: dict[str, Any] | None = None) -> list[Message]:
         """The messages of `inner` with the examples among them."""

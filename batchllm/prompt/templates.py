@@ -7,6 +7,7 @@ templates into them, the pipeline asks conditions.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
@@ -72,12 +73,13 @@ def _to_json(value: Any, indent: int | None = None) -> str:
 
 
 class Template:
-    """One compiled template: `fields` it needs, and its text for a record.
+    """One compiled template: `fields` it needs, `answers` of stages that it names, and its text for a record.
 
-    `name` is what messages call it. Raises ConfigError for what doesn't compile or never renders.
+    `answers` has the line of each. `name` is what messages call it. Raises ConfigError for what doesn't
+    compile or never renders.
     """
 
-    __slots__ = ("_compiled", "_globals", "_plain", "_root", "fields", "name", "source")
+    __slots__ = ("_compiled", "_globals", "_plain", "_root", "answers", "fields", "name", "source")
     _kind = "template"
     _syntax = "templates are Jinja2: {{ field }}, {% if field is defined %}…{% endif %}"
     _optional = "write {{ name | default('') }} for a field that may be absent"
@@ -102,6 +104,7 @@ class Template:
         self._globals = {k: v for k, v in environment.globals.items() if k not in fields}
         free = meta.find_undeclared_variables(tree) | fields
         self.fields = frozenset(unguarded(tree) & free) - RESERVED
+        self.answers = dict(_answers_in(tree))
         self._root = self._compiled.root_render_func
         self._plain = _plain_layout(tree, environment)
 
@@ -123,6 +126,13 @@ class Template:
             return "".join(self._root(self._compiled.new_context(names, shared=True)))
         except Exception as error:
             raise self._failed(error, data) from error
+
+    def check_answers(self, known: Sequence[str]) -> None:
+        """Raise ConfigError where it names an answer of a stage that is not among those `known` before it."""
+        for name, line in self.answers.items():
+            if name not in known:
+                there = f"those before it are: {', '.join(known)}" if known else "no stage is before it"
+                raise self._rejected(f"it names answers.{name}, and {there}", line)
 
     def _parsed(self, environment: Environment) -> nodes.Template:
         return environment.parse(self.source)
@@ -197,9 +207,25 @@ class Condition:
         self._template = _Yes(environment_of(), source, name)
         self.fields = self._template.fields
 
+    @property
+    def templates(self) -> Sequence[Template]:
+        """The one that it is compiled as."""
+        return (self._template,)
+
     def holds(self, data: dict[str, Any], answers: dict[str, Any] | None = None) -> bool:
         """Whether it is true of this record; BadInput where a field or an answer that it names is missing."""
         return self._template.render(data, answers) != ""
+
+
+def _answers_in(tree: nodes.Template) -> Iterator[tuple[str, int]]:
+    """The names that a template reads as `answers.name` or `answers["name"]`, and their lines."""
+    for got in tree.find_all(nodes.Getattr):
+        if isinstance(got.node, nodes.Name) and got.node.name == "answers":
+            yield got.attr, got.lineno
+    for item in tree.find_all(nodes.Getitem):
+        named = item.arg.value if isinstance(item.arg, nodes.Const) else None
+        if isinstance(item.node, nodes.Name) and item.node.name == "answers" and isinstance(named, str):
+            yield named, item.lineno
 
 
 def _plain_layout(tree: nodes.Template, environment: Environment) -> tuple[str, list[str]] | None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from batchllm.errors import DeadlinePassed, OutputClosed
+from batchllm.errors import DeadlinePassed, FatalError, OutputClosed
 from batchllm.job import Job
 from batchllm.stop import Stop
 from batchllm.summary import Summary
@@ -54,6 +54,9 @@ async def every_pass(
         if not isinstance(live, Live):
             return last or live
         last = live
+        if not stop and not live.read_and_settled:
+            again = "run the same command again; if that doesn't help, it is a bug of batchllm's"
+            stop.set(FatalError("the run ended with records that were read and not settled", again))
         if stop or not live.complete:
             return live
         if live.cut_short:

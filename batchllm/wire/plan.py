@@ -169,25 +169,38 @@ def plan_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool, asks:
     askings = []
     stages: Sequence[dict[str, Any] | None] = [*(job.stage or ())] or [None]
     for variant in job.variant or [{}]:
-        of_variant = _with(loaded, variant)
+        of_variant = _with(loaded, "variant", variant)
         askings.append(
             tuple(
-                asking(_with(of_variant, stage or {}), environ, terminal=terminal, stage=stage)
+                asking(_with(of_variant, "stage", stage or {}), environ, terminal=terminal, stage=stage)
                 for stage in stages
             )
         )
-    return Plan(tuple(each["name"] for each in job.variant or ()), tuple(askings))
+    plan = Plan(tuple(each["name"] for each in job.variant or ()), tuple(askings))
+    for asked in plan.askings if job.stage else ():
+        _check_answers(asked)
+    return plan
 
 
-def _with(loaded: Loaded, table: Mapping[str, Any]) -> Loaded:
+def _check_answers(stages: Sequence[Asking]) -> None:
+    """A template that names a stage which doesn't come before it is a mistake: ConfigError."""
+    names: list[str] = []
+    for each in stages:
+        for source in (each.when, each.prompt):
+            for template in source.templates if source is not None else ():
+                template.check_answers(names)
+        names.append(each.name or "")
+
+
+def _with(loaded: Loaded, kind: str, table: Mapping[str, Any]) -> Loaded:
     """The job with the settings of a table in place of its own."""
-    changes: dict[str, Any] = (
-        dict.fromkeys(_LIMITS) if "run" in table else {}
-    )  # a model's are none of a function's
-    changes |= {name: value for name, value in table.items() if name not in _OF_TABLE}
-    if "param" in changes:
-        changes["param"] = loaded.job.param | changes["param"]
-    return replace(loaded, job=replace(loaded.job, **changes)) if changes else loaded
+    # Limits of the run are its models', not those of functions beside them.
+    changes: dict[str, Any] = dict.fromkeys(_LIMITS) if "run" in table else {}
+    given = {name: value for name, value in table.items() if name not in _OF_TABLE}
+    if "param" in given:
+        given["param"] = loaded.job.param | given["param"]
+    origins = {name: f"{kind} {table['name']}: {name}" for name in given}
+    return Loaded(replace(loaded.job, **changes | given), loaded.origins | origins)
 
 
 def _strictest(job: Job, jobs: Sequence[Job]) -> Job:

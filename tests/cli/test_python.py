@@ -145,3 +145,34 @@ def test_a_job_file_that_is_found_and_not_named_may_not_run_code(folder: Path) -
     assert "batchllm.toml line 1" in found.error
     assert "-j batchllm.toml" in found.hint
     assert named.code == 0
+
+
+@pytest.mark.parametrize("function", ["model:answer", "model:later"])
+def test_a_function_that_awaits_what_was_cancelled_costs_its_record_alone(
+    tmp_path: Path, function: str
+) -> None:
+    (tmp_path / "model.py").write_text(
+        "import asyncio\n"
+        "async def answer(messages):\n"
+        "    if messages[-1]['content'] == 'two':\n"
+        "        task = asyncio.ensure_future(asyncio.sleep(60))\n"
+        "        task.cancel()\n"
+        "        await task\n"
+        "    return 'fine'\n"
+        "def later(messages):\n"
+        "    if messages[-1]['content'] == 'two':\n"
+        "        raise asyncio.CancelledError\n"
+        "    return 'fine'\n"
+    )
+    write(tmp_path / "a.jsonl", [{"text": text} for text in ("one", "two", "three")])
+
+    ran = run(tmp_path, "a.jsonl", "-m", f"python/{function}", "-c", "1")
+
+    assert ran.code == 1, ran.stderr
+    (letter,) = ran.rows("a.dead.jsonl")
+    assert (letter["seq"], letter["error"]["kind"], letter["error"]["cause"]) == (
+        1,
+        "internal",
+        "CancelledError",
+    )
+    assert [row["seq"] for row in ran.rows("a.out.jsonl")] == [0, 2]

@@ -163,6 +163,8 @@ def test_stages_that_cant_be_are_refused_before_any_call(tmp_path: Path) -> None
         'name = "a"\nwhen = "nope > 1"\nprompt = "{{ text }}"': "'nope'",
         'name = "a"\nwhn = "1"': "did you mean when",
         'name = "a"\nprompt = "{{ answers.b }}"\n[[stage]]\nname = "a"': "'a' is there twice",
+        'name = "a"\nprompt = "{{ answers.b }}"\n[[stage]]\nname = "b"\nprompt = "x"': "no stage is before",
+        'name = "a"\nprompt = "x"\n[[stage]]\nname = "b"\nwhen = "answers.aa"\nprompt = "x"': "it are: a",
     }
     for text, message in bad.items():
         _job(tmp_path, ["x"], f'model = "fake/echo"\n[[stage]]\n{text}\n')
@@ -196,3 +198,24 @@ model = "fake/echo?seed=2"
     times = sorted(row["finished_at"] for row in ran.rows("in.out.jsonl"))
     first, last = (datetime.fromisoformat(at.replace("Z", "+00:00")) for at in (times[0], times[-1]))
     assert (last - first).total_seconds() > 1.2, "10 a second, in the one stage that is held to them"
+
+
+def test_a_prompt_of_a_stage_is_called_so_in_messages(tmp_path: Path) -> None:
+    _job(tmp_path, ["x"], 'model = "fake/echo"\n[[stage]]\nname = "one"\nprompt = "{{ nope("\n')
+
+    ran = run(tmp_path, "in.jsonl", "-j", "job.toml")
+
+    assert ran.code == 2
+    assert "stage one: prompt line 1" in ran.error
+
+
+def test_a_job_file_that_is_merely_found_reads_no_file_above_its_folder_for_a_stage(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"id": 1, "text": "x"}\n')
+    for table in ("stage", "variant"):
+        for key in ('image_root = "/"', 'prompt = "@/etc/hostname"', 'system = "@../secret.txt"'):
+            (tmp_path / "batchllm.toml").write_text(
+                f'model = "fake/echo"\n[[{table}]]\nname = "a"\nimage = ["img"]\n{key}\n'
+            )
+            ran = run(tmp_path, "in.jsonl")
+            assert ran.code == 2
+            assert "may not lead out of its folder" in ran.error

@@ -124,8 +124,8 @@ class Engine:
                 self._lingering.remove(scope)
 
     def _end_lingering(self) -> None:
-        """Give up those that linger if nothing else is left."""
-        if self._fed and not self._pending and self._running == len(self._lingering):
+        """Give up those that linger if nothing else is left; a run that stops gives them its grace."""
+        if not self._stop and self._fed and not self._pending and self._running == len(self._lingering):
             for scope in self._lingering:
                 scope.cancel()
 
@@ -139,6 +139,10 @@ class Engine:
             self.abort()
         elif isinstance(reason, LedgerFailed | OutputClosed):
             self.abort()  # there is nowhere to write an answer to
+        else:
+            await anyio.sleep(self._grace)
+            for scope in self._lingering:
+                scope.cancel()
 
     def _drop_pending(self) -> None:
         self.dropped += len(self._pending)
@@ -262,6 +266,7 @@ class Engine:
 
     def _emit(self, note: Note) -> None:
         self._out.append(note)
+        self._out_bytes += note.size
         self._settled.set()
 
     def _settle(self, outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, dataclass_transform
+from zlib import crc32
 
 T = TypeVar("T")
 
@@ -193,8 +194,8 @@ class Trail:
 
     `deadline` is a monotonic time in seconds, or None; the gate moves it by the length of each pause. Where
     a record goes through stages, `answers` has what each has answered, by name, and `skipped` who was left
-    out; else they are None. The first `noted` attempts are kept in notes already. `kept` is what a function
-    of the program's returned or raised last, as it is.
+    out; else they are None. The first `noted` attempts are kept in notes already; `held` is the characters
+    of those answers. `kept` is what a function of the program's returned or raised last, as it is.
     """
 
     deadline: float | None = None
@@ -203,6 +204,7 @@ class Trail:
     answers: dict[str, Any] | None = None
     skipped: list[str] | None = None
     noted: int = 0
+    held: int = 0
     kept: Any = None
 
     @property
@@ -229,11 +231,14 @@ class Trail:
         calls, self.noted = self.attempts[self.noted :], len(self.attempts)
         used = sum((call.usage for call in calls if call.usage is not None), NO_USAGE)
         self.answers = (self.answers or {}) | {stage: reply.value}
+        self.held += len(reply.text)
         return Note(
             "stage",
             {
                 "unit": record.unit,
                 "number": record.number,
+                "id": record.id,
+                "line": crc32(record.line),
                 "stage": stage,
                 "value": reply.value,
                 "model": reply.model,
@@ -243,6 +248,7 @@ class Trail:
                 "at": calls[-1].at if calls else 0.0,
                 "seconds": calls[-1].seconds if calls else 0.0,
             },
+            len(reply.text),
         )
 
     def recall(self, told: dict[str, Any]) -> None:
@@ -285,7 +291,7 @@ class Done:
     @property
     def size(self) -> int:
         """Characters of text that it holds, near enough for a bound on memory."""
-        return len(self.record.line) + len(self.reply.text)
+        return len(self.record.line) + len(self.reply.text) + self.trail.held
 
 
 @frozen
@@ -305,15 +311,14 @@ class Dead:
 
 @frozen
 class Note:
-    """A durable side fact that is no outcome, such as tokens spent by a record that a stop cut short."""
+    """A durable side fact that is no outcome, such as tokens spent by a record that a stop cut short.
+
+    `size` is the characters of text that it holds, near enough for a bound on memory.
+    """
 
     kind: str
     body: dict[str, Any]
-
-    @property
-    def size(self) -> int:
-        """Nothing worth counting."""
-        return 0
+    size: int = 0
 
 
 Outcome = Done | Dead

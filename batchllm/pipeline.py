@@ -52,7 +52,7 @@ class Pipeline:
     """A Process of the stages of each variant; `plans` has them by the variant's name, None without variants.
 
     `answered` holds, by unit, the notes of stages that earlier sessions got answered. `record_timeout` is in
-    seconds, pauses not counted.
+    seconds, pauses not counted. `by_id` says that records are known again by their id, wherever they stand.
     """
 
     def __init__(
@@ -63,12 +63,14 @@ class Pipeline:
         generation: int,
         record_timeout: float | None,
         answered: Mapping[int, Sequence[dict[str, Any]]] | None = None,
+        by_id: bool = False,
     ) -> None:
         self._plans = {name: tuple(stages) for name, stages in plans.items()}
         self._keys = f"{run_id}-{generation}-%d"
         self._run_id = run_id
         self._record_timeout = record_timeout
         self._answered = dict(answered or {})
+        self._by_id = by_id
 
     async def __call__(self, record: Record, emit: Callable[[Note], None]) -> Outcome:
         """Settle one record; raises FatalError and Stopped only.
@@ -154,7 +156,8 @@ class Pipeline:
     def _key(self, stage: Stage, number: int, record: Record) -> str:
         """The key of a record's ask in a stage; that of a step outlives the pass, as long as the record."""
         if stage.step:
-            return f"{self._run_id}-{record.unit}-s{number}-{crc32(record.line):08x}"
+            place = f"{crc32(repr(record.id).encode()):08x}" if self._by_id else record.unit
+            return f"{self._run_id}-{place}-s{number}-{crc32(record.line):08x}"
         return f"{self._keys % record.unit}-s{number}"
 
 

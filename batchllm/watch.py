@@ -34,7 +34,8 @@ class FailureWatch:
     Each variant is judged by itself: the answers of one don't make up for another's.
 
     `settled` and `failed` are the counts of earlier sessions of the run. `most` is a count, or a share in
-    (0, 1) that holds from 50 settled on.
+    (0, 1) that holds from 50 settled on. `first` failures in a row from the start stop the run: more of them
+    in a pass over dead letters, which are expected to fail again.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class FailureWatch:
         settled: int = 0,
         failed: int = 0,
         hint: Callable[[Dead], str | None] = lambda dead: None,
+        first: int = FIRST,
     ) -> None:
         self._most = most
         self._settled = settled
         self._failed = failed
         self._hint = hint
+        self._first = first
         self._streaks: dict[str | None, _Streak] = {}
 
     def judge(self, outcome: Outcome) -> tuple[bool, BatchError | None]:
@@ -73,7 +76,7 @@ class FailureWatch:
         return True, self._same(outcome, streak) or self._too_many()
 
     def _same(self, dead: Dead, streak: _Streak) -> BatchError | None:
-        threshold = FIRST if streak.alike == streak.here else LATER
+        threshold = self._first if streak.alike == streak.here else LATER
         if streak.last is None or streak.alike < threshold:
             return None
         streak.tripped = streak.last
@@ -106,5 +109,7 @@ def _signature(dead: Dead) -> tuple[object, ...] | None:
     if error.kind not in ("refused", "too_large", "exhausted") or (
         error.kind == "refused" and not error.status
     ):
+        return None
+    if error.cause == "outlasted":  # the calls that a run ends before are no sign of anything
         return None
     return error.kind, error.cause, error.status, _VARYING.sub("#", error.message)

@@ -86,7 +86,10 @@ def _table(value: Any, kind: str, allowed: frozenset[str], read: ReadOne) -> dic
             close = difflib.get_close_matches(setting, allowed, n=1)
             guess = f", did you mean {close[0]}" if close else ""
             raise values.Unshown(f"{kind} {found['name']} can't hold {key!r}{guess}")
-        found[setting] = OF_STAGES[setting](item) if setting in OF_STAGES else read(setting, item)
+        try:
+            found[setting] = OF_STAGES[setting](item) if setting in OF_STAGES else read(setting, item)
+        except ValueError as error:
+            raise values.Unshown(f"{kind} {found['name']}: {key}: {error}") from None
     return found
 
 

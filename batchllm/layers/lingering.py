@@ -48,7 +48,7 @@ class Lingering:
             return reply
         assert scope.cancelled_caught
         self._stop.check()
-        raise Exhausted(f"{running.message}, and the rest of the run was over first", cause="timeout")
+        raise Exhausted(f"{running.message}, and the rest of the run was over first", cause="outlasted")
 
 
 def _settle(trail: Trail, call: Attempt | None, began: float, error: BatchError | None) -> None:

@@ -309,10 +309,14 @@ def _keep(journal: Journal, extra: dict[str, int]) -> None:
 def outcome_of(entry: Entry, line: bytes) -> Outcome:
     """As much of the outcome as entry and letter tell: what a Summary counts."""
     usage = Usage(entry.input_tokens, entry.output_tokens, entry.cached_tokens)
-    calls = [Attempt(entry.at, entry.latency)] * (entry.calls - 1)
-    trail = Trail(attempts=[*calls, Attempt(entry.at, entry.latency, usage)] if entry.calls else [])
-    record = Record(entry.unit, entry.unit, None, b"")
     told = orjson.loads(line) if entry.kind == DEAD or b'"stages":' in line else {}
+    names = list(told.get("stages", ())) or [None]  # of more calls than stages some were tried again
+    stages = (names + names[-1:] * entry.calls)[: entry.calls]
+    calls = [Attempt(entry.at, entry.latency, stage=stage) for stage in stages]
+    if calls:
+        calls[-1] = Attempt(entry.at, entry.latency, usage, stage=stages[-1])
+    trail = Trail(attempts=calls)
+    record = Record(entry.unit, entry.unit, None, b"")
     if "stages" in told:
         trail.answers, trail.skipped = told["stages"], told.get("skipped")
     if entry.kind == OUTPUT:

@@ -117,6 +117,10 @@ class Summary:
             failed.count += 1
             failed.example(error.message)
 
+    def expect_stages(self, names: Iterable[str]) -> None:
+        """Let the stages stand in this order, whichever is counted first."""
+        self.stages = {name: self.stages.get(name, Stage()) for name in (*names, *self.stages)}
+
     def _count_stages(
         self, answered: Iterable[str], skipped: Iterable[str], failed: str | None, one: int
     ) -> None:
@@ -131,23 +135,25 @@ class Summary:
             stage.came += one
             stage.failed += one
 
-    def reopen(self, letter: Mapping[str, Any] | None = None) -> None:
-        """Uncount a record that will be asked again: that of a dead letter, parsed, else a success.
+    def reopen(self, told: Mapping[str, Any] | None = None) -> None:
+        """Uncount a record that will be asked again: a success, or what a dead letter's line has `told`.
 
-        Its calls and tokens stay counted: they were spent.
+        Of a success its line need not be told, unless it went through stages. Its calls and tokens stay
+        counted: they were spent.
         """
-        if letter is None:
+        error = told.get("error") if told is not None else None
+        if error is None:
             self.succeeded -= 1
-            return
-        error = letter["error"]
-        self.failed -= 1
-        key = (error["kind"], error["cause"])
-        key = key if key in self.failures else (error["kind"], "other")
-        self.failures[key].count -= 1
-        if not self.failures[key].count:
-            del self.failures[key]
-        if "stages" in letter:
-            self._count_stages(letter["stages"], letter.get("skipped") or (), error.get("stage"), -1)
+        else:
+            self.failed -= 1
+            key = (error["kind"], error["cause"])
+            key = key if key in self.failures else (error["kind"], "other")
+            self.failures[key].count -= 1
+            if not self.failures[key].count:
+                del self.failures[key]
+        if told is not None and "stages" in told:
+            failed = error.get("stage") if error is not None else None
+            self._count_stages(told["stages"], told.get("skipped") or (), failed, -1)
 
     @property
     def settled(self) -> int:

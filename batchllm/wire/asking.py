@@ -65,6 +65,12 @@ class Asking:
     when: Condition | None = None
     check: Check | None = None
     fallbacks: tuple[Asking, ...] = ()
+    stands_by: bool = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether it asks a model that doesn't merely stand by for another."""
+        return self.chosen is not None and not self.stands_by
 
     @property
     def is_step(self) -> bool:
@@ -216,7 +222,16 @@ def asking(
     if job.fallback_answer is not None:
         check_constant(loaded, schema)
     standbys = tuple(
-        Asking(other.job, provider_of(other, environ, terminal=terminal), prompt, schema, stage, when, check)
+        Asking(
+            other.job,
+            provider_of(other, environ, terminal=terminal),
+            prompt,
+            schema,
+            stage,
+            when,
+            check,
+            stands_by=True,
+        )
         for other in others(loaded, chosen.model)
     )
     return Asking(job, chosen, prompt, schema, stage, when, check, standbys)
@@ -256,7 +271,8 @@ def same_failure_hint(dead: Dead) -> str | None:
         return "check that the server runs and that --base-url is right, then run the same command again"
     if "max_completion_tokens" in dead.error.message:
         return "this model wants --param max_completion_tokens=N"
-    return "mend the parameter or the schema that it names, then run again with --on-change redo"
+    again = "--fresh" if dead.record.variant is not None else "--on-change redo"
+    return f"mend the parameter or the schema that it names, then run again with {again}"
 
 
 def _step_body(data: dict[str, Any], answers: dict[str, Any] | None) -> dict[str, Any]:

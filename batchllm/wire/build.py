@@ -22,7 +22,7 @@ from batchllm.pipeline import Pipeline
 from batchllm.ports import Observer, Provider, Source
 from batchllm.sources import JsonlSource, check_inputs
 from batchllm.stop import Stop
-from batchllm.watch import FailureWatch
+from batchllm.watch import FIRST, LATER, FailureWatch
 from batchllm.wire.asking import Asks, Shared, same_failure_hint
 from batchllm.wire.ends import Wiring, fed_by, inputs, ledger_of, source_of
 from batchllm.wire.expecting import expectation, unlabelled
@@ -84,14 +84,15 @@ async def build(
     expectation(job)
     store = await answers_of(job, stack)
     wiring = Wiring(job, plan, where, None, stop, observers, stack, say, store, handed)
+    providers = await _before_moving(wiring) if job.fresh and retry is None else None
     if where.on_stdout:
-        live = await _assemble(wiring)
+        live = await _assemble(wiring, providers)
     else:
         opened = open_run(job, where, say) if retry is None else _open_again(job, where, say)
         wiring = replace(wiring, opened=opened)
         with ExitStack() as undo:
             undo.callback(discard, opened)
-            providers = await _begin_pass(wiring, opened, retry)
+            providers = await _begin_pass(wiring, opened, retry) or providers
             if _nothing_to_do(opened, where, retry):
                 return Finished(where, restore(opened.state), opened.state.unfinished_line, job)
             if providers is None and opened.state.later is not None and opened.state.later.job:
@@ -103,6 +104,23 @@ async def build(
             undo.pop_all()
     live.warnings += plan.warnings
     return live
+
+
+async def _before_moving(wiring: Wiring) -> list[Provider] | None:
+    """Refuse what can be refused before --fresh moves an old run aside; the providers, connected.
+
+    Where records come from a pipe or a program, they can be looked at once only: nothing is done here.
+    """
+    job, plan, where = wiring.job, wiring.plan, wiring.where
+    if wiring.handed is not None or not all(map(os.path.isfile, where.inputs)):
+        return None
+    source = inputs(job, where, None, limit=job.limit)
+    try:
+        first = await source.peek(plan.enough)
+    finally:
+        source.close()
+    plan.check_fields(first, raw=source.format == "openai-batch")
+    return await plan.connect(wiring.stack)
 
 
 async def _begin_pass(wiring: Wiring, opened: Opened, retry: Again | None) -> list[Provider] | None:
@@ -188,9 +206,11 @@ async def _assemble(wiring: Wiring, providers: list[Provider] | None = None) -> 
         write_header(opened, job, where, shape)
     gates = await plan.gates(job, providers, stop, wiring.observers, wiring.stack)
     run_id = opened.run_id if opened is not None else os.urandom(8).hex()
+    summary.expect_stages(plan.stages)
     wired = plan.wire(providers, gates, Shared(job, stop, wiring.observers, answers=wiring.store), raw=raw)
     noted = read_notes(opened.journal, state) if opened is not None and plan.stages else Noted()
-    watch = FailureWatch(job.max_failures, summary.settled, summary.failed, hint=same_failure_hint)
+    alike = FIRST if state.later is None else LATER
+    watch = FailureWatch(job.max_failures, summary.settled, summary.failed, same_failure_hint, alike)
     engine = _engine(wiring, wired, watch, run_id, state.generation, noted)
     if opened is None and not where.nowhere:
         move_old_letters(where, wiring.say)  # nothing can be refused any more, and the file is not open yet
@@ -227,6 +247,7 @@ def _engine(
         generation=generation,
         record_timeout=job.record_timeout,
         answered=noted.answers,
+        by_id=job.resume_by == "id",
     )
     workers, tending = workers_for(gate.target), beside(gate.tend, store)
     spare = SPARE if store is not None else 0

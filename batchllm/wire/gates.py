@@ -13,23 +13,29 @@ from batchllm.layers.gated import Gate
 
 
 class Gates:
-    """Several gates; `window` is the run's, None where each finds its own.
+    """The gates of models and of functions beside them; `window` is the run's, None where one gate has it.
 
-    Of those in `main` others only stand by for one: where it is one, its limits are the run's.
+    `main` is the one model's whose limits and window are the run's, where the others only stand by for it or
+    there are none; None where several models stand side by side.
     """
 
     def __init__(
-        self, gates: Sequence[Gate], window: anyio.CapacityLimiter | None, main: Sequence[Gate] = ()
+        self,
+        models: Sequence[Gate],
+        functions: Sequence[Gate],
+        window: anyio.CapacityLimiter | None,
+        main: Gate | None,
     ) -> None:
-        self._gates = tuple(gates)
+        self._gates = (*models, *functions)
+        self._models = tuple(models) or self._gates
         self._window = window
-        self._main = main[0] if len(main) == 1 else None
-        self.ceiling = sum(gate.ceiling for gate in gates)
+        self._main = main
+        self.ceiling = main.ceiling if main is not None else sum(gate.ceiling for gate in self._models)
 
     @property
     def in_flight(self) -> int:
-        """Calls in flight now."""
-        return sum(gate.in_flight for gate in self._gates)
+        """Calls of models in flight now."""
+        return sum(gate.in_flight for gate in self._models)
 
     @property
     def delayed(self) -> int:
@@ -43,10 +49,10 @@ class Gates:
 
     @property
     def target(self) -> float:
-        """Calls that are to be in flight."""
+        """Calls of models that are to be in flight."""
         if self._window is not None:
             return self._window.total_tokens
-        return sum(gate.target for gate in self._gates)
+        return self._main.target if self._main is not None else sum(gate.target for gate in self._models)
 
     @property
     def held(self) -> bool:
@@ -69,17 +75,21 @@ class Gates:
 
     def limit(self, limits: Mapping[str, float | None]) -> None:
         """Other limits for that one model; ValueError where each model has limits of its own."""
-        if self._main is not None:
-            return self._main.limit(limits)
-        raise ValueError("this run asks several models, each with limits of its own: they stay as they are")
+        if self._main is None:
+            several = "this run asks several models, each with limits of its own: they stay as they are"
+            raise ValueError(several)
+        self._main.limit(limits)
 
     def retune(self, concurrency: int) -> None:
         """Another window for all together; ValueError where that can't be."""
-        if self._window is None:
+        if self._window is not None:
+            if not 1 <= concurrency <= self.ceiling:
+                raise ValueError(f"this run can have 1 to {self.ceiling:g} calls in flight")
+            self._window.total_tokens = concurrency
+        elif self._main is not None:
+            self._main.retune(concurrency)
+        else:
             raise ValueError("each model of this run finds its own window: -c auto")
-        if not 1 <= concurrency <= self.ceiling:
-            raise ValueError(f"this run can have 1 to {self.ceiling:g} calls in flight")
-        self._window.total_tokens = concurrency
 
     def room(self) -> float:
         """Calls that could go out now, as far as windows are concerned."""

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import orjson
 
 from batchllm.errors import ConfigError
 from batchllm.job import Job
-from batchllm.ledger import Journal, passes, restore
+from batchllm.ledger import Journal, passes, read_notes, restore
 from batchllm.ledger.folder import writing
 from batchllm.ledger.group import digest_of
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, Entry
@@ -79,8 +80,11 @@ async def replan(opened: Opened, job: Job, places: Places, source: JsonlSource) 
     journal = opened.journal
     meaning = meaning_digest(meaning_of(job, places))
     known = _known(journal, opened.replan, job)
+    answered = _answered(opened, job, meaning)
     with _temporary(journal) as todo:
-        units = await _match(source, todo, known, lambda record: _key_of(record, opened.replan, job, meaning))
+        units = await _match(
+            source, todo, known, lambda record: _key_of(record, opened.replan, job, meaning), answered
+        )
         end = source.position(source.records)
         summary = restore(opened.state)
 
@@ -88,7 +92,7 @@ async def replan(opened: Opened, job: Job, places: Places, source: JsonlSource) 
             unit = units.get(entry.unit)
             if unit is None:
                 if entry.kind == OUTPUT:
-                    summary.reopen()
+                    summary.reopen(orjson.loads(line) if b'"stages":' in line else None)
                 elif entry.kind == DEAD:
                     summary.reopen(orjson.loads(line))
                 return None
@@ -116,9 +120,16 @@ async def replan(opened: Opened, job: Job, places: Places, source: JsonlSource) 
 
 
 async def _match(
-    source: JsonlSource, todo: Path, known: dict[Key, deque[int]], key: Callable[[Record], Key]
+    source: JsonlSource,
+    todo: Path,
+    known: dict[Key, deque[int]],
+    key: Callable[[Record], Key],
+    answered: Callable[[Record], dict[str, Any] | None],
 ) -> dict[int, int]:
-    """Which settled unit is which now; records that are none of them go to the file `todo`."""
+    """Which settled unit is which now; records that are none of them go to the file `todo`.
+
+    With them goes what stages have `answered` for them.
+    """
     units: dict[int, int] = {}
     with writing(), todo.open("wb", buffering=1 << 20) as file:
         async for chunk in source.chunks():
@@ -127,7 +138,7 @@ async def _match(
                 if waiting:
                     units[waiting.popleft()] = item.record.seq if isinstance(item, Dead) else item.seq
                 else:
-                    file.write(_letter(item))
+                    file.write(_letter(item, answered))
     return units
 
 
@@ -176,7 +187,31 @@ def _key_of(record: Record, by: str | None, job: Job, meaning: bytes) -> Key:
     return orjson.dumps(record.id, option=orjson.OPT_SORT_KEYS)
 
 
-def _letter(item: Record | Dead) -> bytes:
+def _answered(opened: Opened, job: Job, meaning: bytes) -> Callable[[Record], dict[str, Any] | None]:
+    """What stages have answered for a record that was not settled, found by its id, or else by its bytes.
+
+    By its bytes only where the same is asked as before.
+    """
+    same = meaning_digest(opened.header["meaning"]) == meaning if opened.header else False
+    by_id = opened.replan == "id"
+    found: dict[Key, deque[dict[str, Any]]] = {}
+    if job.stage and same:
+        for notes in read_notes(opened.journal, opened.state).answers.values():
+            key = orjson.dumps(notes[0]["id"], option=orjson.OPT_SORT_KEYS) if by_id else notes[0]["line"]
+            answers = {note["stage"]: note["value"] for note in notes}
+            found.setdefault(key, deque()).append(answers)
+
+    def answered(record: Record) -> dict[str, Any] | None:
+        if not found:
+            return None
+        key = orjson.dumps(record.id, option=orjson.OPT_SORT_KEYS) if by_id else crc32(record.line)
+        waiting = found.get(key)
+        return waiting.popleft() if waiting else None
+
+    return answered
+
+
+def _letter(item: Record | Dead, answered: Callable[[Record], dict[str, Any] | None]) -> bytes:
     if isinstance(item, Dead):
         return dead_line(item)
-    return dead_line(Dead(item, Failure("", "", ""), Trail(), 0.0))
+    return dead_line(Dead(item, Failure("", "", ""), Trail(answers=answered(item)), 0.0))

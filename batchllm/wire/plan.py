@@ -117,13 +117,14 @@ class Plan:
         self, providers: Sequence[Provider], gates: Sequence[Gate], shared: Shared, *, raw: bool
     ) -> Wired:
         """The stacks of all, each with its provider behind its gate; `raw` records hold request bodies."""
-        distinct = list(dict.fromkeys(gates))
-        calling = dict.fromkeys(gate for each, gate in zip(self, gates, strict=True) if not each.is_step)
-        if len(calling) > 1 and shared.job.concurrency != "auto":
+        models = list(dict.fromkeys(g for each, g in zip(self, gates, strict=True) if not each.is_step))
+        functions = [gate for gate in dict.fromkeys(gates) if gate not in models]
+        asked = list(dict.fromkeys(g for each, g in zip(self, gates, strict=True) if each.leads))
+        main = asked[0] if len(asked) == 1 else None
+        if len(models) > 1 and shared.job.concurrency != "auto":
             shared = replace(shared, window=anyio.CapacityLimiter(shared.job.concurrency))
-        main = dict.fromkeys(gate for each, gate in zip(self, gates, strict=True) if each.fallbacks)
-        front = distinct[0] if len(distinct) == 1 else Gates(distinct, shared.window, [*main])
-        wired = Wired({}, front, [])
+        alone = models[0] if len(models) == 1 and not functions else None
+        wired = Wired({}, alone or Gates(models, functions, shared.window, main), [])
         made = iter(zip(providers, gates, strict=True))
         for name, stages in zip(self.names or (None,), self.askings, strict=True):
             wired.stages[name] = []
@@ -134,8 +135,8 @@ class Plan:
                     wired.lingering.append(lingering)
                 else:
                     behind = [(other, *next(made)) for other in each.fallbacks]
-                    alone = replace(shared, answers=None)
-                    others = [(other.model, other.stack(theirs, its, alone)) for other, theirs, its in behind]
+                    uncached = replace(shared, answers=None)
+                    others = [(other.model, other.stack(own, its, uncached)) for other, own, its in behind]
                     stack = each.stack(provider, gate, shared, others)
                 wired.stages[name].append(each.ready(stack, raw=raw))
         return wired

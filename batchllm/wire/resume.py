@@ -14,8 +14,10 @@ from batchllm.errors import ConfigError
 from batchllm.job import Job, settings
 from batchllm.ledger import State, move_aside
 from batchllm.sources import differs
-from batchllm.wire.opening import Opened, Say, absolute, meaning_of, open_folder, same_place, tell
+from batchllm.wire.opening import TABLES, Opened, Say, absolute, meaning_of, open_folder, same_place, tell
 from batchllm.wire.places import Places
+
+_WITH_REDO = "run it as it was to go on, ask what changed again with --on-change redo, "
 
 
 def open_run(job: Job, places: Places, say: Say) -> Opened:
@@ -39,8 +41,8 @@ def open_run(job: Job, places: Places, say: Say) -> Opened:
         elif meaning:
             raise ConfigError(
                 f"{places.output} belongs to a run with other settings: {meaning}",
-                "run it as it was to go on, ask what changed again with --on-change redo, give another "
-                "output with -o FILE, or start over with --fresh",
+                ("run it as it was to go on, " if job.variant else _WITH_REDO)
+                + "give another output with -o FILE, or start over with --fresh",
             )
         elif opened.state.later is None and job.resume_by == "id":
             opened.replan = "id"
@@ -64,9 +66,19 @@ def _meaning_change(header: dict[str, Any], job: Job, places: Places) -> str | N
     old, new = header["meaning"], meaning_of(job, places)
     table = settings()  # a run of an earlier release knows nothing of newer settings
     changed = [n for n in new if n != "input" and old.get(n, table[n].default) != new[n]]
-    return (
-        "; ".join(f"{name} was {_short(old.get(name))}, is {_short(new[name])}" for name in changed) or None
-    )
+    return "; ".join(_difference(name, old.get(name), new[name]) for name in changed) or None
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    """What became of a setting; of tables, the first that is another."""
+    if name in TABLES and [each["name"] for each in old or ()] == [each["name"] for each in new or ()]:
+        for was, now in zip(old or (), new or (), strict=True):
+            for key in {**was, **now}:
+                if was.get(key) != now.get(key):
+                    return _difference(f"{key} of {name} {was['name']}", was.get(key), now.get(key))
+    if name in TABLES:
+        old, new = ([each["name"] for each in tables or ()] for tables in (old, new))
+    return f"{name} was {_short(old)}, is {_short(new)}"
 
 
 def _short(value: Any) -> str:

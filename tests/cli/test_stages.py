@@ -7,6 +7,8 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
+import pytest
+
 from tests.running import run, started, wait_for_settled
 from tests.serving import simulated
 
@@ -219,3 +221,41 @@ def test_a_job_file_that_is_merely_found_reads_no_file_above_its_folder_for_a_st
             ran = run(tmp_path, "in.jsonl")
             assert ran.code == 2
             assert "may not lead out of its folder" in ran.error
+
+
+@pytest.mark.parametrize("again", [("--resume-by", "id"), ("--on-change", "redo")])
+def test_answered_stages_are_found_again_by_id_and_by_content(tmp_path: Path, again: tuple[str, ...]) -> None:
+    job = """
+[[stage]]
+name = "one"
+prompt = "one {{ text }}"
+[[stage]]
+name = "slow"
+run = "steps.py:slow"
+"""
+    _job(tmp_path, [f"text {n}" for n in range(12)], job)
+    (tmp_path / "steps.py").write_text(
+        "import os, time\n"
+        "def slow(record, key):\n"
+        "    with open('keys.txt', 'a') as file: file.write(f\"{record['id']} {key}\\n\")\n"
+        "    if os.environ.get('SLOW') and record['id'] > 3: time.sleep(60)\n"
+    )
+    with simulated() as server:
+        args = ("in.jsonl", "-j", "job.toml", "-m", "openai/x", "--base-url", server.url, *again)
+        with started(tmp_path, *args, "-vv", env={"SLOW": "1"}) as process:
+            wait_for_settled(process, 4)
+            while server.stats()["requests"] < 12 or "11 " not in (tmp_path / "keys.txt").read_text():
+                pass
+            process.terminate()
+            process.communicate()
+        lines = (tmp_path / "in.jsonl").read_text().splitlines(True)
+        (tmp_path / "in.jsonl").write_text("".join(reversed(lines)))
+
+        ran = run(tmp_path, *args)
+
+        assert ran.code == 0, ran.stderr
+        assert server.stats()["requests"] == 12
+    assert [row["id"] for row in ran.rows("in.out.jsonl")] == list(range(11, -1, -1))
+    keys = dict(line.split() for line in (tmp_path / "keys.txt").read_text().splitlines())
+    told = set((tmp_path / "keys.txt").read_text().splitlines())
+    assert again[1] != "id" or len(told) == len(keys) == 12, "the same key whenever it is asked for"

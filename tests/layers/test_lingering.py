@@ -121,7 +121,9 @@ def test_the_run_ends_though_calls_hang_and_they_are_dead_letters() -> None:
         ended = {name: outcome for name, outcome in house.outcomes.items() if isinstance(outcome, Dead)}
         assert set(ended) == {"r0", "r5"}
         assert len(house.outcomes) == 6
-        assert {(dead.error.kind, dead.error.cause) for dead in ended.values()} == {("exhausted", "timeout")}
+        assert {(dead.error.kind, dead.error.cause) for dead in ended.values()} == {
+            ("exhausted", "outlasted")
+        }
         assert sorted(late.given_up) == ["r0", "r5"]
 
     virtual.run(main)

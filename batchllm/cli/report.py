@@ -47,10 +47,15 @@ def report(
     job = _job_of(output)
     letters = dead_letter or job.get("dead_letter") or _letters_beside(output)
     _check(output, job, letters if dead_letter else None)
+    _check_whole(output, job, letters)
     comparison = compare(output, letters, expect=job.get("expect"))
     letters_there = letters if Path(letters).exists() else None
     if as_json:
-        head = {"output": output, "dead_letter": letters_there, "state": standing(output)}
+        head = {
+            "output": _absolute(output),
+            "dead_letter": _absolute(letters) if letters_there else None,
+            "state": standing(output),
+        }
         _write(json.dumps(head | comparison.to_dict() | {"torn": comparison.torn}) + "\n")
     else:
         _show(comparison, output, letters_there, standing(output))
@@ -85,13 +90,29 @@ def _check(output: str, job: dict[str, Any], letters: str | None) -> None:
         )
 
 
+def _check_whole(output: str, job: dict[str, Any], letters: str) -> None:
+    """ConfigError where a file of the run is gone: what is left would be taken for all of it."""
+    from batchllm.report import had_written, standing
+
+    if not job:
+        return
+    finished = standing(output) == "finished"
+    if not Path(output).exists() and (finished or had_written(output, "output")):
+        raise ConfigError(
+            f"{output} is missing, though its run folder {output}.run is there",
+            "put the file back, or run its own command with --fresh",
+        )
+    if finished and not Path(letters).exists() and had_written(output, "dead"):
+        raise ConfigError(f"{letters} is missing, and the run had dead letters", "name them with -d FILE")
+
+
 def _show(comparison: Comparison, output: str, letters: str | None, state: str | None) -> None:
     from batchllm.ui.comparing import comparison_blocks, confusion_blocks, cost, plain, show_blocks
     from batchllm.ui.ending import Facts, rows
     from batchllm.ui.messages import capable
 
     total = comparison.total
-    facts = Facts(output=output, elapsed=total.seconds, dead_letter=letters, comparison=comparison)
+    facts = Facts(_seen(output), total.seconds, _seen(letters) if letters else None, comparison=comparison)
     lines = [("state", _STANDINGS[state])] if state else []
     lines += rows(total.summary, facts)
     lines.append(("cost", cost(total.cost)))
@@ -107,6 +128,16 @@ def _show(comparison: Comparison, output: str, letters: str | None, state: str |
     else:
         text = [f"{name:<14} {value}" for name, value in lines] + (["", *plain(blocks)] if blocks else [])
         _write("".join(f"{line}\n" for line in text))
+
+
+def _absolute(path: str) -> str:
+    return os.path.normpath(Path(path).absolute())
+
+
+def _seen(path: str) -> str:
+    """The path as it is seen from the working folder, from the root where it lies elsewhere."""
+    here, there = Path.cwd(), Path(_absolute(path))
+    return str(there.relative_to(here) if there.is_relative_to(here) else there)
 
 
 def _write(text: str) -> None:

@@ -6,21 +6,18 @@ part is left out and said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import orjson
-
 from batchllm.errors import ConfigError
-from batchllm.expected import NOTHING, Expectation
-from batchllm.lines import members
+from batchllm.expected import Expectation
 from batchllm.model import Attempt, Dead, Done, Failure, Record, Reply, Trail, Usage, frozen
+from batchllm.report import rows
+from batchllm.report.labels import as_compared, label
 from batchllm.report.pairing import Pair, Pairing
+from batchllm.report.rows import Unfit
 from batchllm.report.tally import Tally
 
-_LABEL_LENGTH = 60
 _NO_RECORD = Record(0, None, None, b"")
 
 
@@ -74,15 +71,16 @@ class _Reader:
         self._pairing = Pairing()
 
     def read(self, path: str, take: Callable[[dict[str, Any]], None]) -> bool:
-        """Give every whole line of a file to `take`; whether it ends within a line."""
+        """Give every line of a file to `take`; whether it ends within one, which is left out."""
         number = 0
         try:
-            for line in _lines(path):
+            for line in rows.lines(path):
                 number += 1
-                if not line.endswith(b"\n"):
+                row = rows.parsed(line) if line.endswith(b"\n") else rows.unended(line, number == 1)
+                if row is None:
                     return True
-                take(_row(line))
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+                take(row)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise _odd_line(path, number, error) from None
         except OSError as error:
             raise ConfigError(f"can't read {path}: {(error.strerror or str(error)).lower()}") from None
@@ -91,31 +89,33 @@ class _Reader:
     def answer(self, row: dict[str, Any]) -> None:
         """Count an output line; one that only says that its record died (--merge-failed) has a letter."""
         if next(name for name in (*row, "output") if name in ("output", "error_kind")) == "error_kind":
+            rows.text(row, "error_kind")
             return
-        tally = self._tally(row.get("variant"))
-        calls, at = row["attempts"], _seconds(row["finished_at"])
+        calls, at = rows.whole(row, "attempts", rows.MOST_CALLS), rows.seconds(row, "finished_at")
+        usage, cost, seq, output = rows.usage(row), rows.cost(row), rows.whole(row, "seq"), row["output"]
         attempts = []
         if calls:
-            last = Attempt(at, row["latency_s"] or 0.0, _usage(row["usage"]))
-            attempts = [Attempt(at, 0.0)] * (calls - 1) + [last]
-        output = row["output"]
+            attempts = [Attempt(at, 0.0)] * (calls - 1)
+            attempts.append(Attempt(at, rows.number(row, "latency_s"), usage))
+        tally = self._tally(rows.variant(row))
         tally.summary.add(
             Done(_NO_RECORD, Reply("", None, Usage(), None, row["model"]), Trail(attempts=attempts), at)
         )
-        tally.pay(row["cost_usd"], calls)
+        tally.pay(cost, calls)
         if "correct" in row:
-            self._judge(tally, row["seq"], output, row["expected"], row["correct"])
+            self._judge(tally, seq, output, row["expected"], rows.judgement(row))
 
     def letter(self, row: dict[str, Any]) -> None:
         """Count a dead letter."""
-        tally, error, at = self._tally(row.get("variant")), row["error"], _seconds(row["at"])
+        error, at, cost = row["error"], rows.seconds(row, "at"), rows.cost(row)
         attempts = [
-            Attempt(at, one["seconds"], _usage(one["usage"]) if one["usage"] else None)
+            Attempt(at, rows.number(one, "seconds"), None if one["usage"] is None else rows.usage(one))
             for one in row["attempts"]
         ]
-        failure = Failure(error["kind"], error["cause"], error["message"])
+        failure = Failure(rows.text(error, "kind"), rows.text(error, "cause"), rows.text(error, "message"))
+        tally = self._tally(rows.variant(row))
         tally.summary.add(Dead(_NO_RECORD, failure, Trail(attempts=attempts), at))
-        tally.pay(row["cost_usd"], len(attempts))
+        tally.pay(cost, len(attempts))
 
     def comparison(self, torn: bool) -> Comparison:
         """What was read."""
@@ -150,54 +150,15 @@ class _Reader:
         else:
             tally.labelled = False
             return
-        tally.confusion.add(_label(expected), _label(answered))
-
-
-def _lines(path: str) -> Iterator[bytes]:
-    """The lines of a file as they stand; none where there is no file."""
-    try:
-        file = Path(path).open("rb", buffering=1 << 20)  # noqa: SIM115 - closed below
-    except FileNotFoundError:
-        return
-    with file:
-        yield from file
-
-
-def _row(line: bytes) -> dict[str, Any]:
-    """The object on a line; a value that is nested deeper than the reader goes is NOTHING."""
-    try:
-        row: dict[str, Any] = orjson.loads(line)
-    except ValueError:
-        row = {name: _value(part) for name, part in members(line)}
-    return row
-
-
-def _value(part: bytes) -> Any:
-    try:
-        return orjson.loads(part)
-    except ValueError:
-        return NOTHING
-
-
-def _usage(told: dict[str, int]) -> Usage:
-    return Usage(told["input_tokens"], told["output_tokens"], told["cached_tokens"])
+        answered = as_compared(answered, expected)
+        tally.confusion.add(label(expected), label(answered))
 
 
 def _odd_line(path: str, number: int, error: Exception) -> ConfigError:
-    wrong = f"it has no {error}" if isinstance(error, KeyError) else "it is not as a run writes it"
+    wrong = "it is not as a run writes it"
+    if isinstance(error, KeyError | Unfit):
+        wrong = str(error) if isinstance(error, Unfit) else f"it has no {error}"
     return ConfigError(
         f"line {number} of {path} is no line of a run with --emit result: {wrong}",
         "name the output of a run that was made with --emit result, which is the default",
     )
-
-
-def _label(value: Any) -> str:
-    """What stands for a value in a confusion table: a text itself, JSON for the rest, shortened."""
-    if value is NOTHING:
-        return "(nothing)"
-    text = value.strip() if isinstance(value, str) else orjson.dumps(value).decode()
-    return text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "…"
-
-
-def _seconds(stamp: str) -> float:
-    return datetime.fromisoformat(stamp).timestamp()

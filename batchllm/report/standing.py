@@ -1,4 +1,4 @@
-"""How far a run is, as its run folder tells without taking its lock; the cli shows it."""
+"""How far a run is and what it had written, as its run folder tells without taking its lock; the cli asks."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def standing(output: str) -> str | None:
         snapshot = folder.read("snapshot")
         return "finished" if snapshot is not None and snapshot.get("finished") else "unfinished"
     return None
+
+
+def had_written(output: str, sink: str) -> bool:
+    """Whether the run folder knows of lines of a sink, `output` or `dead`, so that its file must be there."""
+    with suppress(ConfigError):
+        lengths = (RunFolder(output).read("snapshot") or {}).get("sinks")
+        return isinstance(lengths, dict) and bool(lengths.get(sink))
+    return False
 
 
 def _is_held(folder: RunFolder) -> bool:

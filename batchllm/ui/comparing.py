@@ -5,7 +5,9 @@ Shown at the end of a run on stderr and by `batchllm report` on stdout; the numb
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
@@ -19,6 +21,7 @@ _WIDTH = 80
 _GAP = 2
 _NAME_LENGTH = 24
 _MISTAKES = 10
+_OTHER = "(other)"
 
 
 @frozen
@@ -180,7 +183,17 @@ def _confusion(tally: Tally, accuracy: Accuracy, table: Table) -> Block:
 
 
 def _labels(table: Table, longest: int) -> list[str]:
-    return [*(_name(label, longest) for label in table.labels), *(["(other)"] if table.other else [])]
+    """The labels, cut; those that look the same then are numbered, so that no error looks right."""
+    shown = [_name(label, longest) for label in table.labels]
+    times = Counter([*shown, _OTHER])
+    taken = {name for name in times if times[name] == 1}
+    for place, name in enumerate(shown):
+        if times[name] > 1:
+            marks = (f" #{number}" for number in itertools.count(1))
+            numbered = (_name(table.labels[place], longest - len(mark)) + mark for mark in marks)
+            shown[place] = next(one for one in numbered if one not in taken)
+            taken.add(shown[place])
+    return [*shown, *([_OTHER] if table.other else [])]
 
 
 def _name(name: str | None, longest: int = _NAME_LENGTH) -> str:

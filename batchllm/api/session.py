@@ -22,7 +22,7 @@ from batchllm.sources.handed import Handed
 from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.wire import Again, Finished, Live, build
-from batchllm.wire.asking import Asks, asking
+from batchllm.wire.asking import Asks
 from batchllm.wire.passes import every_pass, heed_deadline, steered
 
 Confirm = Callable[[Summary], bool | Awaitable[bool]]
@@ -43,7 +43,7 @@ class Session:
     confirm: Confirm | None = None
     handed: Handed | None = None
     handing: Handing | None = None
-    asks: Asks = asking
+    asks: Asks | None = None
     stop: Stop = field(default_factory=Stop)
     live: Live | None = None
     last: Live | Finished | None = None

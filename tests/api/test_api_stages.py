@@ -1,4 +1,4 @@
-"""Stages and variants from Python: the same through `run`, `run_async` and `stream`, however the job is given."""
+"""Stages and variants from Python: the same through `run`, `run_async` and `stream`, whatever holds them."""
 
 from __future__ import annotations
 

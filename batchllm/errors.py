@@ -4,6 +4,7 @@
     ├── ConfigError                    before the start: exit 2, nothing called
     ├── InUse                          another run holds the output: exit 4
     ├── NoAnswer                       no run is there to be steered: exit 3
+    ├── FinishFailed                   all is settled, and `[finish]` went wrong: exit 1
     ├── RecordError                    the record's fault: a dead letter, no retry
     │   ├── BadInput                   the line is no JSON object, or lacks a field
     │   ├── TooLarge                   it will never fit
@@ -55,6 +56,10 @@ class InUse(BatchError):
 
 class NoAnswer(BatchError):
     """Nothing is running on an output, or it doesn't answer who wants to steer it."""
+
+
+class FinishFailed(BatchError):
+    """What is done with the finished files raised, failed or took too long; they are whole."""
 
 
 class RecordError(BatchError):

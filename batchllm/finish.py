@@ -1,7 +1,7 @@
 """`[finish]`: a function or a command that is given the finished files once everything is settled.
 
 It prepares the call before the run, makes it, and remembers in the run folder for which files it succeeded,
-so that a finished run that is run again doesn't repeat it. The cli decides when, and tells people.
+so that a finished run that is run again doesn't repeat it. `wire.finishing` makes it, for the cli and the api.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 
-from batchllm.errors import BatchError, ConfigError
+from batchllm.errors import ConfigError, FinishFailed
 from batchllm.job.importing import found
 from batchllm.ledger import RunFolder
 
@@ -30,10 +30,6 @@ _MEMORY = "finish"
 _TERM_S = 2.0
 """Seconds that a command has to end once it was asked to."""
 _TAKES = ("output", "dead_letter", "summary")
-
-
-class FinishFailed(BatchError):
-    """The function raised, the command failed, or either took too long."""
 
 
 async def prepare(settings: Mapping[str, Any]) -> Finish:

@@ -13,8 +13,10 @@ from typing import Any
 
 import anyio
 
+from batchllm.errors import InputFailed
 from batchllm.model import Attempt, Dead, Outcome, Position, Record, Request
 from batchllm.ports import Source
+from batchllm.sources.handed import Handed
 
 
 class Handing:
@@ -91,18 +93,27 @@ class Handing:
 
 
 class HeldBack:
-    """A Source that is not read on while there is no room behind it."""
+    """A Source that is not read on while there is no room behind it.
 
-    def __init__(self, source: Source, handing: Handing) -> None:
+    What the iterable raises is its end here: whatever it gave before is still answered.
+    """
+
+    def __init__(self, source: Source, handing: Handing, handed: Handed) -> None:
         self._source = source
         self._handing = handing
+        self._handed = handed
 
     async def chunks(self) -> AsyncGenerator[list[Record | Dead], None]:
         """Those of the source."""
         async with aclosing(self._source.chunks()) as chunks:
             while True:
                 await self._handing.room()
-                chunk = await anext(chunks, None)
+                try:
+                    chunk = await anext(chunks, None)
+                except InputFailed:
+                    if self._handed.failure is None:
+                        raise
+                    return
                 if chunk is None:
                     return
                 self._handing.opened(chunk)

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from batchllm.api.handing import Handing, HeldBack
-from batchllm.errors import BatchError, ConfigError, Drained
+from batchllm.errors import BatchError, ConfigError, Drained, InputFailed
 from batchllm.job import Loaded
 from batchllm.mainpath import run as run_parts
 from batchllm.sources.handed import Handed
 from batchllm.stop import Stop
 from batchllm.summary import Summary
 from batchllm.wire import Again, Finished, Live, build
-from batchllm.wire.asking import Asks, asking
+from batchllm.wire.asking import Asks
 from batchllm.wire.passes import every_pass, heed_deadline, steered
 
 Confirm = Callable[[Summary], bool | Awaitable[bool]]
@@ -43,7 +43,7 @@ class Session:
     confirm: Confirm | None = None
     handed: Handed | None = None
     handing: Handing | None = None
-    asks: Asks = asking
+    asks: Asks | None = None
     stop: Stop = field(default_factory=Stop)
     live: Live | None = None
     last: Live | Finished | None = None
@@ -83,10 +83,11 @@ class Session:
 
     def check(self) -> None:
         """Raise what ended the session early, if anything did."""
-        if self.failed is not None:
+        raised = self.handed.failure if self.handed is not None else None
+        if self.failed is not None and (raised is None or not isinstance(self.failed, InputFailed)):
             raise self.failed
-        if self.handed is not None and self.handed.failure is not None:
-            raise self.handed.failure
+        if raised is not None:
+            raise raised
         if isinstance(self.stop.reason, BatchError):
             raise self.stop.reason
 
@@ -135,8 +136,8 @@ class Session:
         if live.pilot is not None:
             live.pilot.confirm = self._goes_on
         parts = live.parts
-        if self.handing is not None:
-            parts = replace(parts, source=HeldBack(parts.source, self.handing))
+        if self.handing is not None and self.handed is not None:
+            parts = replace(parts, source=HeldBack(parts.source, self.handing, self.handed))
         try:
             async with anyio.create_task_group() as steering:
                 if not live.places.on_stdout:

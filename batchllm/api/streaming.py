@@ -84,11 +84,21 @@ async def outcomes(
                 outcome.result()
             yield outcome
         await asyncio.wait([task])
-        session.check()
         if task.cancelled():
             raise Drained("the iteration was cancelled from outside", "run it again to go on")
+        _raise_of(task)
+        session.check()
     finally:
         if not task.done():
             session.give_up()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
+
+
+def _raise_of(task: asyncio.Task[None]) -> None:
+    """Raise what ended a session that came to no end of its own, such as a SystemExit of the iterable's."""
+    error = task.exception()
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]  # of the task group that it came through
+    if error is not None:
+        raise error

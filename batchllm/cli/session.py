@@ -21,13 +21,13 @@ import anyio.abc
 
 from batchllm import ui
 from batchllm.cli.asking import Display, goes_on
-from batchllm.cli.finishing import finishing, prepared
 from batchllm.cli.reader import heed_reader
 from batchllm.errors import OutputClosed
 from batchllm.job import Loaded
 from batchllm.mainpath import run as run_parts
 from batchllm.stop import Stop
 from batchllm.wire import Again, Finished, Live, build
+from batchllm.wire.finishing import finishing, prepared
 from batchllm.wire.passes import (
     every_pass,
     exit_code,
@@ -111,8 +111,10 @@ async def _passes(session: _Session, retry: Again | None) -> int:
     if isinstance(live, Live | Finished):
         if finish is None or stop or not (isinstance(live, Finished) or live.complete):
             return code
-        done = await finishing(finish, live.summary, facts, stop)
-        return exit_code(stop) or code or int(not done)
+        failed = await finishing(finish, live.summary, facts, facts.comparison, stop)
+        if failed is not None:
+            ui.error(failed.message, failed.hint)
+        return exit_code(stop) or code or int(failed is not None)
     reason, hint = why(stop)
     if not isinstance(stop.reason, OutputClosed):
         ui.say(f"stopped: {reason}\nhint: {hint}")

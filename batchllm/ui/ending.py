@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from batchllm.model import frozen
 from batchllm.summary import Failed, Summary
+from batchllm.summary.ending import Ending, figures, rate_of
 from batchllm.ui.figures import per_cent, precise, speed
 from batchllm.ui.lines import to_json
 from batchllm.ui.messages import capable, clean, error, label, say
@@ -24,25 +25,9 @@ _CAUSES_SHOWN = 5
 
 
 @frozen
-class Facts:
-    """How a session ended, beyond what the Summary counts.
+class Facts(Ending):
+    """How a session ended; `comparison` holds accuracy and variants, where there are any."""
 
-    `output` and `dead_letter` are paths, `-` for stdout; `dead_letter` is None where nothing failed.
-    `elapsed` is in seconds. `stopped` says why it ended early, None if it came to its end; `hint` what to do
-    next. `given_up` counts the calls given up in flight, `dropped` the records that were read and not
-    settled, `resumed` the records settled by earlier sessions. `already_done`: there was nothing left to do.
-    `comparison` holds accuracy and variants, where there are any.
-    """
-
-    output: str
-    elapsed: float
-    dead_letter: str | None = None
-    stopped: str | None = None
-    hint: str | None = None
-    given_up: int = 0
-    dropped: int = 0
-    resumed: int = 0
-    already_done: bool = False
     comparison: Comparison | None = None
 
 
@@ -64,51 +49,8 @@ def final(summary: Summary, facts: Facts, *, kind: str, quiet: bool = False) -> 
 
 def summary_line(summary: Summary, facts: Facts) -> str:
     """The final figures as one line of JSON, `operation` being `summary`; times in seconds."""
-    latency = summary.latency
-    rate = _rate(summary, facts)
     compared = facts.comparison.to_dict() if facts.comparison is not None else {}
-    return to_json(
-        {
-            "operation": "summary",
-            "processed": summary.settled,
-            "succeeded": summary.succeeded,
-            "failed": summary.failed,
-            "success_rate": _rounded(summary.success_rate),
-            "failures": [
-                {"kind": kind, "cause": cause, "count": failed.count, "examples": failed.examples}
-                for kind in summary.by_kind()
-                for cause, failed in summary.causes(kind).items()
-            ],
-            **({"stages": summary.to_dict()["stages"]} if summary.stages else {}),
-            "stood_in": summary.stood_in,
-            "unknown": summary.unknown,
-            "unknown_calls": summary.unknown_calls,
-            "calls": summary.calls,
-            "retried": summary.retried,
-            "cached": summary.cached,
-            "input_tokens": summary.input_tokens,
-            "output_tokens": summary.output_tokens,
-            "cached_tokens": summary.cached_tokens,
-            "latency_s": {
-                "mean": _rounded(latency.mean),
-                "p50": _rounded(latency.quantile(0.5)),
-                "p95": _rounded(latency.quantile(0.95)),
-                "p99": _rounded(latency.quantile(0.99)),
-                "max": _rounded(latency.maximum),
-            },
-            "rate": _rounded(rate),
-            "elapsed_s": round(facts.elapsed, 3),
-            "resumed": facts.resumed,
-            "already_done": facts.already_done,
-            "given_up": facts.given_up,
-            "dropped": facts.dropped,
-            "output": facts.output,
-            "dead_letter": facts.dead_letter,
-            "stopped": facts.stopped,
-            "hint": facts.hint,
-        }
-        | {name: compared[name] for name in ("accuracy", "variants", "pairs") if name in compared}
-    )
+    return to_json({"operation": "summary"} | figures(summary, facts, compared))
 
 
 def rows(summary: Summary, facts: Facts) -> Iterator[tuple[str, str]]:
@@ -143,7 +85,7 @@ def rows(summary: Summary, facts: Facts) -> Iterator[tuple[str, str]]:
         figures = [("mean", latency.mean), *((f"p{q}", latency.quantile(q / 100)) for q in (50, 95, 99))]
         yield "latency", "  ".join(f"{name} {precise(seconds)}" for name, seconds in figures)
     if not facts.already_done:
-        yield "throughput", f"{speed(_rate(summary, facts))} over {precise(facts.elapsed)}"
+        yield "throughput", f"{speed(rate_of(summary, facts))} over {precise(facts.elapsed)}"
     if facts.comparison is not None and not facts.comparison.named:
         from batchllm.ui.comparing import accuracy_rows
 
@@ -174,15 +116,6 @@ def _cause(kind: str, cause: str, failed: Failed) -> str:
         message = message[: _MESSAGE_LENGTH - 3] + "..."
     said = cause == kind or message.startswith(f"{clean(cause)}: ")
     return message if said else ": ".join(part for part in (clean(cause), message) if part)
-
-
-def _rate(summary: Summary, facts: Facts) -> float | None:
-    settled = summary.settled - facts.resumed
-    return settled / facts.elapsed if settled > 0 and facts.elapsed > 0 else None
-
-
-def _rounded(number: float | None) -> float | None:
-    return None if number is None else round(number, 4)
 
 
 def _print(summary: Summary, facts: Facts) -> None:

@@ -90,6 +90,7 @@ class _Reader:
         """Count an output line; one that only says that its record died (--merge-failed) has a letter."""
         if next(name for name in (*row, "output") if name in ("output", "error_kind")) == "error_kind":
             rows.text(row, "error_kind")
+            rows.whole(row, "seq")
             return
         calls, at = rows.whole(row, "attempts", rows.MOST_CALLS), rows.seconds(row, "finished_at")
         usage, cost, seq, output = rows.usage(row), rows.cost(row), rows.whole(row, "seq"), row["output"]
@@ -113,6 +114,7 @@ class _Reader:
             for one in row["attempts"]
         ]
         failure = Failure(rows.text(error, "kind"), rows.text(error, "cause"), rows.text(error, "message"))
+        rows.whole(row, "seq")
         tally = self._tally(rows.variant(row))
         tally.summary.add(Dead(_NO_RECORD, failure, Trail(attempts=attempts), at))
         tally.pay(cost, len(attempts))

@@ -143,17 +143,16 @@ class _Reader:
         tally.n += 1
         tally.right += right
         self._pairing.add(seq, self._numbers[tally.name], right)
+        wanted = label(expected)
         if right:
-            answered = expected
+            tally.confusion.add(wanted, wanted)
         elif self._expect is not None:
             answered = self._expect.answered(output)
+            tally.confusion.add(wanted, label(as_compared(answered, expected)))
         elif isinstance(output, str):
-            answered = output
+            tally.confusion.add(wanted, label(as_compared(output, expected)))
         else:
             tally.labelled = False
-            return
-        answered = as_compared(answered, expected)
-        tally.confusion.add(label(expected), label(answered))
 
 
 def _odd_line(path: str, number: int, error: Exception) -> ConfigError:

@@ -90,6 +90,7 @@ class _Reader:
         """Count an output line; one that only says that its record died (--merge-failed) has a letter."""
         if next(name for name in (*row, "output") if name in ("output", "error_kind")) == "error_kind":
             rows.text(row, "error_kind")
+            rows.whole(row, "seq")
             return
         calls, at = rows.whole(row, "attempts", rows.MOST_CALLS), rows.seconds(row, "finished_at")
         usage, cost, seq, output = rows.usage(row), rows.cost(row), rows.whole(row, "seq"), row["output"]
@@ -113,6 +114,7 @@ class _Reader:
             for one in row["attempts"]
         ]
         failure = Failure(rows.text(error, "kind"), rows.text(error, "cause"), rows.text(error, "message"))
+        rows.whole(row, "seq")
         tally = self._tally(rows.variant(row))
         tally.summary.add(Dead(_NO_RECORD, failure, Trail(attempts=attempts), at))
         tally.pay(cost, len(attempts))
@@ -141,17 +143,16 @@ class _Reader:
         tally.n += 1
         tally.right += right
         self._pairing.add(seq, self._numbers[tally.name], right)
+        wanted = label(expected)
         if right:
-            answered = expected
+            tally.confusion.add(wanted, wanted)
         elif self._expect is not None:
             answered = self._expect.answered(output)
+            tally.confusion.add(wanted, label(as_compared(answered, expected)))
         elif isinstance(output, str):
-            answered = output
+            tally.confusion.add(wanted, label(as_compared(output, expected)))
         else:
             tally.labelled = False
-            return
-        answered = as_compared(answered, expected)
-        tally.confusion.add(label(expected), label(answered))
 
 
 def _odd_line(path: str, number: int, error: Exception) -> ConfigError:

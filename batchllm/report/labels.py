@@ -55,7 +55,7 @@ def as_compared(answered: Any, expected: Any) -> Any:
 
 
 def _alike(value: Any) -> Any:
-    """The value, changed in place so that equal ones have the same JSON; a list of what is left: it may be deep."""
+    """The value, changed in place so that equal ones have the same JSON; it may be nested deep."""
     whole = [value]
     left: list[Any] = [whole]
     while left:

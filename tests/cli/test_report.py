@@ -180,6 +180,60 @@ def test_files_without_a_run_folder_are_reported_too(tmp_path: Path) -> None:
     assert (found["state"], found["records"], found["dead_letter"]) == (None, 3, None)
 
 
+def test_an_output_that_is_gone_is_missing_not_empty(tmp_path: Path) -> None:
+    labelled(tmp_path)
+    run(tmp_path, "a.jsonl", *MODEL, "--schema", "schema.json")
+    letters = (tmp_path / "a.dead.jsonl").read_bytes()
+    (tmp_path / "a.dead.jsonl").unlink()
+    ran = report(tmp_path, "a.out.jsonl")
+    assert (ran.code, ran.stdout) == (2, b"")
+    assert "a.dead.jsonl is missing" in ran.error
+    assert "-d FILE" in ran.hint
+    (tmp_path / "kept.jsonl").write_bytes(letters)
+    assert figures(tmp_path, "a.out.jsonl", "-d", "kept.jsonl")["failed"] == 1
+    (tmp_path / "a.out.jsonl").unlink()
+    for args in (("--json",), ("-d", "kept.jsonl")):
+        ran = report(tmp_path, "a.out.jsonl", *args)
+        assert (ran.code, ran.stdout) == (2, b"")
+        assert "a.out.jsonl is missing, though its run folder a.out.jsonl.run is there" in ran.error
+        assert "--fresh" in ran.hint
+
+
+def test_an_unfinished_run_s_output_that_is_gone_is_missing_too(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", tickets(3))
+    run(tmp_path, "a.jsonl", *ECHO, "--limit", "1")
+    (tmp_path / "a.out.jsonl").unlink()
+    ran = report(tmp_path, "a.out.jsonl")
+    assert ran.code == 2
+    assert "a.out.jsonl is missing" in ran.error
+
+
+def test_a_run_of_dead_letters_alone_is_reported(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", tickets(2))
+    write(tmp_path / "replies.jsonl", [{"match": "nothing of the kind", "text": "x"}])
+    assert run(tmp_path, "a.jsonl", *MODEL).code == 1
+    found = figures(tmp_path, "a.out.jsonl")
+    assert (found["records"], found["failed"]) == (2, 2)
+
+
+def test_machines_get_both_paths_from_the_root_people_as_seen_from_here(tmp_path: Path) -> None:
+    labelled(tmp_path)
+    run(tmp_path, "a.jsonl", *MODEL, "--schema", "schema.json")
+    (tmp_path / "below").mkdir()
+    output, letters = tmp_path / "a.out.jsonl", tmp_path / "a.dead.jsonl"
+    for folder, args in [
+        (tmp_path, ("a.out.jsonl",)),
+        (tmp_path / "below", ("../a.out.jsonl",)),
+        (tmp_path, ("a.out.jsonl", "-d", "./a.dead.jsonl")),
+    ]:
+        found = figures(folder, *args)
+        assert (found["output"], found["dead_letter"]) == (str(output), str(letters))
+    shown = report(tmp_path, str(output)).stdout.decode()
+    assert "output         a.out.jsonl\ndead letters   a.dead.jsonl\n" in shown
+    shown = report(tmp_path / "below", "../a.out.jsonl").stdout.decode()
+    assert f"output         {output}\ndead letters   {letters}\n" in shown
+
+
 def test_a_reader_that_goes_ends_the_report_in_silence(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", tickets(2))
     run(tmp_path, "a.jsonl", *ECHO)
@@ -201,7 +255,13 @@ def test_a_reader_that_goes_ends_the_report_in_silence(tmp_path: Path) -> None:
 def test_what_is_no_output_of_a_run_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", tickets(2))
     run(tmp_path, "a.jsonl", *ECHO, "--emit", "merged")
+    (tmp_path / "other.jsonl").write_bytes(b"garbage")
+    (tmp_path / "odd.jsonl").write_bytes(
+        run(tmp_path, "a.jsonl", *ECHO, "-o", "-", "-q").stdout + b'{"id":3,"seq":2,"attempts":1000000000}\n'
+    )
     for args, message in [
+        (("other.jsonl",), "line 1 of other.jsonl is no line of a run"),
+        (("odd.jsonl",), "line 3 of odd.jsonl is no line of a run"),
         (("none.jsonl",), "none.jsonl does not exist"),
         (("-",), "a report is made from files"),
         ((".",), ". is a directory"),

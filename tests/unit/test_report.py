@@ -15,9 +15,11 @@ import pytest
 
 from batchllm import ui
 from batchllm.errors import ConfigError
+from batchllm.expected import NOTHING, Expectation
 from batchllm.lines import Shape, dead_line, failed_line, output_line
 from batchllm.model import Attempt, Dead, Done, Failure, Record, Reply, Trail, Usage
 from batchllm.report import Comparison, compare
+from batchllm.report.labels import label
 from batchllm.report.pairing import Pairing
 from batchllm.ui.comparing import comparison_blocks, confusion_blocks, plain
 
@@ -279,9 +281,179 @@ def test_without_the_run_s_setting_there_is_no_confusion_table_of_parsed_answers
     assert accuracy.table.labels == ("1", "2")
 
 
+LONG = "a complaint about a card that was charged twice in a foreign currency, "
+VALUES = [
+    *("3", 3, 3.5, "true", True, 1, False, 0, "null", None, "", '""', '"a"', "a", "A", "E", "-"),
+    *("(nothing)", NOTHING, "(other)", [], "[]", {}, [1, 2], [2, 1], ["a"], [" a"], {"a": 1}, {"a": "1"}),
+    *(10**20, 10**20 + 1, "100000000000000000000", 1e300, 10**300, 1e-7, 2**53 + 1, 2**53),
+    *(LONG + "refund", LONG + "transfer", LONG + "(nothing)", [LONG, 1], [LONG, 2], "x" * 60, "x" * 61),
+    *(b"[" * 2_000 + b"]" * 2_000, b"[" * 2_001 + b"]" * 2_001),
+]
+
+
+def test_unlike_values_have_unlike_labels() -> None:
+    labels = [label(value) for value in VALUES]
+    assert len(set(labels)) == len(labels)
+    assert max(map(len, labels)) <= 61
+    assert label(labels[VALUES.index(LONG + "refund")]) not in labels
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shown"),
+    [
+        ("refund", " refund\n", "refund"),
+        ("2026-01-31", "2026-01-31 ", "2026-01-31"),
+        (3, 3.0, "3"),
+        (0, -0.0, "0"),
+        (10**20, 1e20, "100000000000000000000"),
+        ({"b": [1, {}], "a": 2.0}, {"a": 2, "b": [1.0, {}]}, '{"a":2,"b":[1,{}]}'),
+        ("3", " 3", '"3"'),
+        (NOTHING, NOTHING, "(nothing)"),
+    ],
+)
+def test_equal_values_have_one_label_that_can_be_read(one: Any, other: Any, shown: str) -> None:
+    assert (label(one), label(other)) == (shown, shown)
+
+
+def test_equal_values_nested_deep_have_one_label() -> None:
+    deep: list[Any] = [[{"b": 1.0, "a": 2}], [{"a": 2.0, "b": 1}]]
+    for _ in range(2_000):
+        deep = [[value] for value in deep]
+    assert label(deep[0]) == label(deep[1])
+
+
+@pytest.mark.parametrize(
+    ("expected", "answered"),
+    [
+        *(("3", 3), (3, "4"), (True, "true "), (1, True), (1, "true"), (["a"], '["b"]'), ("(nothing)", {})),
+        *((LONG + "refund", LONG + "transfer"), (10**20, 10**20 + 1), ("(other)", "other"), (3, "three")),
+    ],
+)
+def test_the_confusion_table_agrees_with_the_verdicts(tmp_path: Path, expected: Any, answered: Any) -> None:
+    expect = Expectation("label=output.category")
+    rows = []
+    for seq, output in enumerate(({"category": answered}, {"category": expected}, {})):
+        verdict = expect.verdict({"label": expected}, output)
+        reply = Reply("", output, Usage(10, 2), "stop", "m", "q")
+        record = Record(seq, f"r{seq}", {"label": expected}, b"{}")
+        line = output_line(Done(record, reply, trail(), AT), Shape(expect=expect))
+        assert json.loads(line)["correct"] is verdict["correct"]
+        rows.append(line)
+
+    accuracy = compared(tmp_path, rows, expect="label=output.category").total.accuracy
+
+    assert accuracy is not None
+    assert accuracy.table is not None
+    assert sum(row[i] for i, row in enumerate(accuracy.table.counts)) == accuracy.right
+    assert sum(map(sum, accuracy.table.counts)) == 3
+
+
+def test_an_answer_read_as_json_is_shown_as_it_was_compared(tmp_path: Path) -> None:
+    accuracy = compared(tmp_path, [answer(0, "4", 3), answer(1, "4.0", 3)], expect="n=output").total.accuracy
+    assert accuracy is not None
+    assert accuracy.table is not None
+    assert (accuracy.table.labels, accuracy.table.counts) == (("3", "4"), ((0, 2), (0, 0)))
+
+
+def test_labels_that_look_alike_when_cut_are_numbered_on_paper(tmp_path: Path) -> None:
+    alike = [f"a payment by card, {n} times over, was charged" for n in range(3)]
+    lines = [answer(n, alike[n], alike[0]) for n in range(3)]
+    blocks = confusion_blocks(compared(tmp_path, lines, expect="label=output"))
+    assert [row[0] for row in blocks[0].rows[1:]] == list(blocks[0].rows[0][1:])
+    assert len(set(blocks[0].rows[0][1:])) == 3
+    assert max(map(len, blocks[0].rows[0][1:])) <= 14
+    wide = [answer(n, f"{alike[n % 3]} {n}" if n % 2 else alike[n % 3], alike[0]) for n in range(20)]
+    [block] = confusion_blocks(compared(tmp_path, wide, expect="label=output"))
+    assert block.rows[0] == ("expected", "answered", "times")
+    assert all(expected != answered for expected, answered, _ in block.rows[1:])
+    assert len(set(block.rows)) == len(block.rows)
+
+
 def test_a_line_that_is_not_whole_yet_is_left_out_and_said(tmp_path: Path) -> None:
     comparison = compared(tmp_path, [answer(0), answer(1)[:40]])
     assert (comparison.total.summary.settled, comparison.torn) == (1, True)
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 40, -2])
+def test_a_first_line_that_a_run_has_begun_is_torn(tmp_path: Path, length: int) -> None:
+    comparison = compared(tmp_path, [answer(0)[:length]], [letter(1)[:length]])
+    assert (comparison.total.summary.settled, comparison.torn) == (0, True)
+
+
+def test_whatever_stands_behind_good_lines_is_torn(tmp_path: Path) -> None:
+    comparison = compared(tmp_path, [answer(0), b"\0" * 5_000])
+    assert (comparison.total.summary.settled, comparison.torn) == (1, True)
+
+
+def test_a_whole_last_line_counts_without_its_newline(tmp_path: Path) -> None:
+    comparison = compared(tmp_path, [answer(0), answer(1)[:-1]], [letter(2)[:-1]])
+    assert (comparison.total.summary.settled, comparison.torn) == (3, False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"garbage", b"\0" * 200_000, b"3", b"{}", b'{"id":1,"text":"x"}', b'{"text":"x","o', b'{"idx"'],
+)
+def test_a_foreign_file_without_a_newline_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(ConfigError, match=r"^line 1 of .*a\.out\.jsonl is no line of a run"):
+        compared(tmp_path, [content])
+    with pytest.raises(ConfigError, match=r"^line 1 of .*a\.dead\.jsonl is no line of a run"):
+        compared(tmp_path, [answer(0)], [content])
+
+
+ODD = [
+    {"variant": 5},
+    {"variant": None},
+    {"attempts": 1_000_000_000},
+    {"attempts": -1},
+    {"attempts": True},
+    {"attempts": 1.0},
+    {"seq": -1},
+    {"seq": "0"},
+    {"latency_s": -0.5},
+    {"latency_s": None},
+    {"latency_s": 1e308},
+    {"usage": None},
+    {"usage": {"input_tokens": -1, "output_tokens": 0, "cached_tokens": 0}},
+    {"cost_usd": -1},
+    {"cost_usd": "1"},
+    {"finished_at": 0},
+    {"finished_at": "yesterday"},
+    {"finished_at": "20260101"},
+    {"correct": 1, "expected": "a"},
+    {"correct": None, "expected": "a"},
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_value_that_no_run_writes_is_refused_by_its_name(tmp_path: Path, odd: dict[str, Any]) -> None:
+    line = orjson.dumps(json.loads(answer(1)) | odd) + b"\n"
+    name = "input_tokens" if odd.get("usage") else next(iter(odd))
+    with pytest.raises(
+        ConfigError, match=rf"^line 2 of .*a\.out\.jsonl is .*: its {name} is none that a run writes$"
+    ):
+        compared(tmp_path, [answer(0), line])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"variant": 5},
+        {"seq": -1},
+        {"attempts": 3},
+        {"attempts": [{"seconds": -1.0, "usage": None}]},
+        {"attempts": [{"seconds": 1.0, "usage": 3}]},
+        {"error": {"kind": ["x"], "cause": "y", "message": "z"}},
+        {"error": {"kind": "x", "cause": None, "message": "z"}},
+        {"error": "x"},
+        {"at": "2026-01-01T00:00:00"},
+        {"cost_usd": -0.5},
+    ],
+)
+def test_a_dead_letter_that_no_run_writes_is_refused(tmp_path: Path, odd: dict[str, Any]) -> None:
+    line = orjson.dumps(json.loads(letter(1)) | odd) + b"\n"
+    with pytest.raises(ConfigError, match=r"^line 2 of .*a\.dead\.jsonl is no line of a run"):
+        compared(tmp_path, [answer(0)], [letter(4), line])
 
 
 def test_files_that_are_not_there_hold_nothing(tmp_path: Path) -> None:
@@ -307,6 +479,8 @@ def test_an_answer_nested_deeper_than_the_reader_goes_is_counted(tmp_path: Path)
         b"not json\n",
         b"\0\0\0\n",
         b'{"id":1,"seq":0,"output":1,"attempts":"x","finished_at":0}\n',
+        b'{"error_kind":5,"output":1}\n',
+        b'{"error_kind":"refused"}\n',
     ],
 )
 def test_other_lines_are_refused_by_their_number(tmp_path: Path, line: bytes) -> None:

@@ -84,6 +84,10 @@ async def build(
     expectation(job)
     store = await answers_of(job, stack)
     wiring = Wiring(job, plan, where, None, stop, observers, stack, say, store, handed)
+    if asks is not None:
+        from batchllm.wire.calling import same_failure_hint
+
+        wiring = replace(wiring, advice=same_failure_hint)
     providers = await _before_moving(wiring) if job.fresh and retry is None else None
     if where.on_stdout:
         live = await _assemble(wiring, providers)

@@ -1,7 +1,7 @@
 """`[finish]`: a function or a command that is given the finished files once everything is settled.
 
 It prepares the call before the run, makes it, and remembers in the run folder for which files it succeeded,
-so that a finished run that is run again doesn't repeat it. `wire.finishing` makes it, for the cli and the api.
+so that a finished run that is run again doesn't repeat it. `wire.finishing` calls it for the cli and the api.
 """
 
 from __future__ import annotations

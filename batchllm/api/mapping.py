@@ -74,6 +74,10 @@ def map(
 
     Raises ConfigError, InUse, TypeError, FatalError and what `items` raises, as `stream` does.
     """
+    if not callable(function):
+        raise TypeError(f"expected a function, not {type(function).__name__}")
+    if not isinstance(retry_on, tuple) or not all(_is_exception(kind) for kind in retry_on):
+        raise TypeError(f"retry_on: expected a tuple of exception classes, not {retry_on!r}")
     name = f"function/{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', 'call')}"
     loaded = read_calls({**settings, "ordered": ordered}, name)
     passing: _Held | _Written = _Held() if loaded.job.output is None else _Written()
@@ -85,6 +89,10 @@ def map(
         asks=calling(function, passing.item_of, retry_on),
     )
     return outcomes(session, passing.shown, raise_errors=raise_errors)
+
+
+def _is_exception(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Exception)
 
 
 class _Held:

@@ -14,7 +14,7 @@ from batchllm.api.settings import JobLike, Settings, Unpack, read
 from batchllm.errors import BatchError, ConfigError
 from batchllm.model import frozen
 from batchllm.summary import Summary
-from batchllm.wire import Finished, Live
+from batchllm.wire import Live
 from batchllm.wire.passes import exit_code, run_in_loop, too_many_failed, why
 
 
@@ -25,8 +25,9 @@ class Result:
     `summary` counts the whole run over all its sessions; `resumed` of its records were settled by earlier
     ones. `output` and `dead_letter` are paths, the latter None where there is no dead letter. `stopped` says
     why the run stopped before its end and `hint` what to do, `error` is the exception for it; None of them
-    where it ran to its end. `given_up` calls were in flight when it stopped. `notes` are what the command
-    line would have told people: files that were moved, warnings.
+    where it ran to its end, unless `[finish]` went wrong: then `error` is FinishFailed. `given_up` calls were
+    in flight when it stopped. `notes` are what the command line would have told people: files that were
+    moved, warnings.
     """
 
     exit_code: int
@@ -131,25 +132,27 @@ async def _to_the_end(session: Session, *, gently: bool) -> Result:
 
 
 def _result(session: Session) -> Result:
-    last, stop = session.last, session.stop
-    stopped, hint = why(stop)
-    code, summary, given_up = exit_code(stop), Summary(), 0
-    if isinstance(last, Live):
-        summary, given_up = last.summary, last.parts.engine.cancelled
-        unfinished = bool(last.source.unfinished)
-    else:
-        summary = last.summary if isinstance(last, Finished) else summary
-        unfinished = isinstance(last, Finished) and bool(last.unfinished_line)
-    places = last.places if last is not None else None
+    last, stop, job = session.last, session.stop, session.loaded.job
+    code, (stopped, hint) = exit_code(stop), why(stop)
+    error: BatchError | None = stop.reason if isinstance(stop.reason, BatchError) else None
+    notes = tuple(session.notes)
+    if last is None:
+        return Result(code, Summary(), None, None, 0, stopped, hint, error, 0, notes)
+    if not stop and session.unfinished is not None:
+        error, hint = session.unfinished, session.unfinished.hint
+    ending, torn = (
+        session.ending(last),
+        last.source.unfinished if isinstance(last, Live) else last.unfinished_line,
+    )
     return Result(
-        exit_code=code or int(too_many_failed(summary, session.loaded.job) or unfinished),
-        summary=summary,
-        output=places.output if places is not None else None,
-        dead_letter=places.dead_letter if places is not None and summary.failed else None,
-        resumed=summary.settled if isinstance(last, Finished) else session.skipped or 0,
+        exit_code=code or int(too_many_failed(last.summary, job) or bool(torn) or error is not None),
+        summary=last.summary,
+        output=ending.output,
+        dead_letter=ending.dead_letter,
+        resumed=ending.resumed,
         stopped=stopped,
         hint=hint,
-        error=stop.reason if isinstance(stop.reason, BatchError) else None,
-        given_up=given_up,
-        notes=tuple(session.notes),
+        error=error,
+        given_up=ending.given_up,
+        notes=notes,
     )

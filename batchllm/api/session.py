@@ -15,15 +15,17 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from batchllm.api.handing import Handing, HeldBack
-from batchllm.errors import BatchError, ConfigError, Drained, InputFailed
+from batchllm.errors import BatchError, ConfigError, Drained, FinishFailed, InputFailed
 from batchllm.job import Loaded
 from batchllm.mainpath import run as run_parts
 from batchllm.sources.handed import Handed
 from batchllm.stop import Stop
 from batchllm.summary import Summary
+from batchllm.summary.ending import Ending
 from batchllm.wire import Again, Finished, Live, build
 from batchllm.wire.asking import Asks
-from batchllm.wire.passes import every_pass, heed_deadline, steered
+from batchllm.wire.finishing import finishing, prepared
+from batchllm.wire.passes import every_pass, heed_deadline, steered, why
 
 Confirm = Callable[[Summary], bool | Awaitable[bool]]
 """Is given what a pilot came to, and says whether the run goes on."""
@@ -35,7 +37,8 @@ class Session:
     """What a run needs beside its settings; `last` is how its last pass went, `failed` what it raised.
 
     `handed` are the records of an iterator and `handing` its outcomes. `live` is the pass that runs now, None
-    while it is still being wired.
+    while it is still being wired. `unfinished` says what went wrong with `[finish]`. `started` is a monotonic
+    time, `asked` the seconds that `confirm` took.
     """
 
     loaded: Loaded
@@ -50,6 +53,9 @@ class Session:
     failed: Exception | None = None
     notes: list[str] = field(default_factory=list)
     skipped: int | None = None
+    unfinished: FinishFailed | None = None
+    started: float = field(default_factory=time.monotonic)
+    asked: float = 0.0
 
     def __post_init__(self) -> None:
         job = self.loaded.job
@@ -65,15 +71,41 @@ class Session:
             async with anyio.create_task_group() as tasks:
                 if self.handed is not None:
                     tasks.start_soon(self.handed.pull)
-                tasks.start_soon(heed_deadline, self.loaded.job, self.stop, time.monotonic())
+                tasks.start_soon(heed_deadline, self.loaded.job, self.stop, self.started)
                 try:
-                    self.last = await every_pass(self.loaded.job, self.stop, self._pass)
+                    await self._to_the_end()
                 except Exception as error:
                     self.failed = error  # the task group would wrap it
                 tasks.cancel_scope.cancel()
         finally:
             if self.handing is not None:
                 self.handing.end()
+
+    async def _to_the_end(self) -> None:
+        job, stop = self.loaded.job, self.stop
+        finish = await prepared(job, stop)
+        self.last = last = await every_pass(job, stop, self._pass)
+        if finish is None or last is None or stop or not (isinstance(last, Finished) or last.complete):
+            return
+        self.unfinished = await finishing(finish, last.summary, self.ending(last), last.comparison(), stop)
+        if self.unfinished is not None:
+            self.warn(self.unfinished.message)
+
+    def ending(self, last: Live | Finished) -> Ending:
+        """How the session ended, of which `last` was the last pass."""
+        stopped, hint = why(self.stop)
+        live = last if isinstance(last, Live) else None
+        return Ending(
+            output=last.places.output,
+            elapsed=time.monotonic() - self.started - self.asked if live is not None else 0.0,
+            dead_letter=last.places.dead_letter if last.summary.failed else None,
+            stopped=stopped,
+            hint=hint,
+            given_up=live.parts.engine.cancelled if live is not None else 0,
+            dropped=live.parts.engine.dropped if live is not None else 0,
+            resumed=last.summary.settled if live is None else self.skipped or 0,
+            already_done=live is None,
+        )
 
     def give_up(self) -> None:
         """Stop, and give up what is in flight; what was answered is still committed."""
@@ -90,6 +122,8 @@ class Session:
             raise raised
         if isinstance(self.stop.reason, BatchError):
             raise self.stop.reason
+        if self.unfinished is not None:
+            raise self.unfinished
 
     def say(self, text: str) -> None:
         """For people: to the log, and to whoever looks at the result."""
@@ -152,5 +186,9 @@ class Session:
     async def _goes_on(self, summary: Summary) -> bool:
         if self.confirm is None:
             return True
-        answer = self.confirm(summary)
-        return bool(await answer if inspect.isawaitable(answer) else answer)
+        began = time.monotonic()
+        try:
+            answer = self.confirm(summary)
+            return bool(await answer if inspect.isawaitable(answer) else answer)
+        finally:
+            self.asked += time.monotonic() - began

@@ -58,6 +58,10 @@ class CallSettings(TypedDict, total=False):
     limit: int
 
 
+Tables = Sequence[Mapping[str, Any]]
+"""The tables of a job file that share a name."""
+
+
 class Settings(CallSettings, total=False):
     """Every setting of the table, under its name there; README.md tells what each means."""
 
@@ -67,6 +71,8 @@ class Settings(CallSettings, total=False):
     model: str
     prompt: str
     system: str
+    message: Sequence[Mapping[str, str]]
+    example: Tables
     messages_field: str
     image: str | Sequence[str]
     image_root: FilePath
@@ -86,12 +92,14 @@ class Settings(CallSettings, total=False):
     repair: int
     max_tokens_ceiling: int
     variant: Sequence[str | Mapping[str, Any]]
+    stage: Tables
     expect: str
     cache: FilePath
     cache_ttl: Duration
     pilot: int
     yes: bool
     accept_failures: Share
+    finish: Mapping[str, Any]
     http: Literal["own", "stock"]
     progress: Literal["auto", "bar", "log", "json", "none"]
     progress_interval: float
@@ -146,7 +154,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return dict(value)
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [plain(item) for item in value]
     return value

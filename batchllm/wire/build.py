@@ -23,7 +23,7 @@ from batchllm.ports import Observer, Provider, Source
 from batchllm.sources import JsonlSource, check_inputs
 from batchllm.stop import Stop
 from batchllm.watch import FIRST, LATER, FailureWatch
-from batchllm.wire.asking import Asks, Shared, same_failure_hint
+from batchllm.wire.asking import Asks, Shared
 from batchllm.wire.ends import Wiring, fed_by, inputs, ledger_of, source_of
 from batchllm.wire.expecting import expectation, unlabelled
 from batchllm.wire.later import again, replan
@@ -84,6 +84,10 @@ async def build(
     expectation(job)
     store = await answers_of(job, stack)
     wiring = Wiring(job, plan, where, None, stop, observers, stack, say, store, handed)
+    if asks is not None:
+        from batchllm.wire.calling import same_failure_hint
+
+        wiring = replace(wiring, advice=same_failure_hint)
     providers = await _before_moving(wiring) if job.fresh and retry is None else None
     if where.on_stdout:
         live = await _assemble(wiring, providers)
@@ -210,7 +214,7 @@ async def _assemble(wiring: Wiring, providers: list[Provider] | None = None) -> 
     wired = plan.wire(providers, gates, Shared(job, stop, wiring.observers, answers=wiring.store), raw=raw)
     noted = read_notes(opened.journal, state) if opened is not None and plan.stages else Noted()
     alike = FIRST if state.later is None else LATER
-    watch = FailureWatch(job.max_failures, summary.settled, summary.failed, same_failure_hint, alike)
+    watch = FailureWatch(job.max_failures, summary.settled, summary.failed, wiring.advice, alike)
     engine = _engine(wiring, wired, watch, run_id, state.generation, noted)
     if opened is None and not where.nowhere:
         move_old_letters(where, wiring.say)  # nothing can be refused any more, and the file is not open yet

@@ -13,7 +13,7 @@ from batchllm.job import Loaded
 from batchllm.layers.gated import Gate, Gated
 from batchllm.layers.retrying import Retrying
 from batchllm.layers.traced import Traced
-from batchllm.model import frozen
+from batchllm.model import Dead, frozen
 from batchllm.pipeline import Render
 from batchllm.ports import Provider, ProviderSpec
 from batchllm.providers.calls import Calls
@@ -63,3 +63,8 @@ def calling(
         return Calling(job, chosen, None, None)
 
     return asks
+
+
+def same_failure_hint(dead: Dead) -> str:
+    """What to do when the function fails everywhere in the same way."""
+    return "check that what the function calls is there, then map the items again"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from batchllm.job import Job
 from batchllm.ledger import Ledger, Noted, Reorder, State
 from batchllm.lines import Shape
-from batchllm.model import frozen
+from batchllm.model import Dead, frozen
 from batchllm.ports import Observer, Sink, Source
 from batchllm.sinks import JsonlFile, Nowhere, Stdout
 from batchllm.sources import JsonlSource, Variants
 from batchllm.stop import Stop
 from batchllm.summary import Summary
+from batchllm.wire.asking import same_failure_hint
 from batchllm.wire.expecting import expectation
 from batchllm.wire.later import meaning_digest
 from batchllm.wire.opening import Opened, Say, meaning_of
@@ -31,7 +32,7 @@ class Wiring:
     """What a run is wired from: what is asked, where it goes, who is told, and what is open until its end.
 
     `opened` is its output with the run folder, None on stdout. `handed` are a program's own records, `store`
-    the answers that may be used again.
+    the answers that may be used again. `advice` says what to do where everything fails alike.
     """
 
     job: Job
@@ -44,6 +45,7 @@ class Wiring:
     say: Say
     store: Store | None = None
     handed: Handed | None = None
+    advice: Callable[[Dead], str | None] = same_failure_hint
 
 
 def source_of(wiring: Wiring, state: State) -> JsonlSource:

@@ -87,6 +87,11 @@ def _not_for_handed(job: Job) -> tuple[str, str] | None:
         return "outcomes are handed over, and output names stdout", "leave output out, or name a file"
     if job.output is None and job.dead_letter is not None:
         return "a dead-letter file goes with an output", "give output too"
+    if job.output is None and job.finish is not None:
+        return (
+            "finish is given the files of a run, and there is no output",
+            "give output, or leave finish out",
+        )
     return None
 
 

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 import batchllm
-from batchllm.errors import AuthFailed, ConfigError, Internal, Overloaded, RateLimited, Refused, TimedOut
+from batchllm.errors import (
+    AuthFailed,
+    ConfigError,
+    Internal,
+    Overloaded,
+    RateLimited,
+    Refused,
+    SameFailure,
+    TimedOut,
+)
 from tests.api.test_api_stream import Counted, live
 from tests.running import names, rows
 
@@ -263,3 +272,32 @@ def test_neither_environment_nor_job_file_count_and_unknown_settings_are_refused
         batchllm.map(double, range(3), prompt="x")  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match="whole number"):
         batchllm.map(double, range(3), concurrency=0)
+
+
+@pytest.mark.parametrize(
+    ("function", "retry_on", "message"),
+    [
+        (5, (OSError,), "expected a function, not int"),
+        (double, [OSError], "retry_on: expected a tuple of exception classes"),
+        (double, OSError, "retry_on: expected a tuple of exception classes"),
+        (double, (OSError, "timeout"), "retry_on: expected a tuple of exception classes"),
+    ],
+)
+def test_what_is_no_function_and_no_exception_to_retry_on_is_a_type_error_at_once(
+    function: Any, retry_on: Any, message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        batchllm.map(function, range(3), retry_on=retry_on)
+
+
+def test_what_fails_alike_everywhere_ends_the_iteration_with_a_hint_that_speaks_of_the_function() -> None:
+    async def down(_: int) -> None:
+        raise ConnectionRefusedError("nobody there")
+
+    async def wrong(_: int) -> None:
+        raise LookupError("never heard of it")
+
+    with pytest.raises(SameFailure, match="20 records in a row") as caught:
+        collect(down, range(50), max_retries=0)
+    assert "what the function calls" in (caught.value.hint or "")
+    assert len(collect(wrong, range(250))) == 250

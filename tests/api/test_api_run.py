@@ -162,6 +162,9 @@ def test_it_writes_nothing_to_stdout_and_stderr_and_leaves_signals_and_threads_a
     assert capfd.readouterr() == ("", "")
     assert any("moved aside" in note for note in result.notes)
     assert {number: signal.getsignal(number) for number in before} == before
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread():
+            thread.join(5)  # one that read the input was told to end, and may still be at it
     assert threading.active_count() == 1
 
 

@@ -22,6 +22,14 @@ def jobs() -> None:
         input=["a.jsonl", Path("b.jsonl")],
         confirm=lambda summary: summary.failed == 0,
     )
+    run(
+        message=[{"role": "user", "content": "{{ text }}"}],
+        example=[{"user": "a", "answer": "b"}],
+        stage=[{"name": "a", "prompt": "b"}, {"name": "c", "run": "python/module:function"}],
+        variant=["a=b", {"name": "c", "prompt": "d"}],
+        finish={"run": "python/module:function", "timeout": "5m"},
+    )
+    run(finish=True)  # type: ignore[arg-type]
     run(concurency=5)  # type: ignore[call-arg]
     run(rpm="many")  # type: ignore[arg-type]
 

@@ -65,6 +65,23 @@ def test_it_sees_the_record_if_it_takes_two_and_may_be_async() -> None:
     assert not Check(len, "m:f", 1).wants_record
 
 
+def test_half_a_surrogate_pair_in_what_it_says_is_a_replacement_character() -> None:
+    assert complaints(raising(ValueError("bad \ud800 char"))) == ("bad \ufffd char",)
+    assert complaints(lambda value: ["no \udfff", "a pair: \ud83d\ude00"]) == ("no \ufffd", "a pair: 😀")
+    with pytest.raises(Internal, match="bad \ufffd"):
+        complaints(raising(RuntimeError("bad \ud800")))
+
+
+def test_what_it_changes_is_a_copy_of_its_own() -> None:
+    def check(value: Any, record: dict[str, Any]) -> None:
+        value["a"].clear()
+        record["tags"].append("seen")
+
+    value, record = {"a": [10**30, None, 1.5, "\ud800"]}, {"tags": []}
+    anyio.run(Check(check, "m:f", 1), value, record)
+    assert (value, record) == ({"a": [10**30, None, 1.5, "\ud800"]}, {"tags": []})
+
+
 def test_one_that_never_comes_back_is_given_up() -> None:
     async def check(value: Any) -> None:
         await anyio.sleep_forever()

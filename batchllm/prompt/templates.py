@@ -179,9 +179,9 @@ class Template:
         for other in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
             raise self._rejected("a template can't load another one", other.lineno)
         for output in tree.find_all(nodes.Output):
-            for node in output.nodes:
-                if isinstance(node, nodes.Filter) and node.name in _NO_TEXT:
-                    raise self._rejected(f"{node.name} gives no text: add | list or | join", node.lineno)
+            for shown in output.nodes:
+                if isinstance(shown, nodes.Filter) and shown.name in _NO_TEXT:
+                    raise self._rejected(f"{shown.name} gives no text: add | list or | join", shown.lineno)
 
 
 class _Yes(Template):

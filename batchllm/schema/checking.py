@@ -17,6 +17,8 @@ from batchllm.errors import ConfigError, Internal
 
 _MOST = 5
 _LONGEST = 500
+_RAISED = (Exception, SystemExit, GeneratorExit, KeyboardInterrupt)
+"""What a function may raise that is its own doing: signals are heeded elsewhere, a cancellation is the run's."""
 
 
 class Check:
@@ -48,7 +50,7 @@ class Check:
             return (_line(error) or "the check said no",)
         except Internal:
             raise
-        except (Exception, SystemExit) as error:
+        except _RAISED as error:
             cause = type(error).__name__
             said = _whole(f"the check {self._name} failed: {cause}: {error}")
             raise Internal(said, cause=cause) from error

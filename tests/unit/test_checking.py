@@ -15,7 +15,7 @@ def complaints(function: Any, record: dict[str, Any] | None = None) -> tuple[str
     return tuple(anyio.run(Check(function, "m:f", 0.05), 1, record))
 
 
-def raising(error: Exception) -> Any:
+def raising(error: BaseException) -> Any:
     def check(value: Any) -> None:
         raise error
 
@@ -47,7 +47,14 @@ def test_value_and_assertion_errors_are_complaints() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "cause"), [(raising(KeyError("x")), "KeyError"), (lambda v: 3, "TypeError")]
+    ("function", "cause"),
+    [
+        (raising(KeyError("x")), "KeyError"),
+        (raising(SystemExit(1)), "SystemExit"),
+        (raising(GeneratorExit()), "GeneratorExit"),
+        (raising(KeyboardInterrupt()), "KeyboardInterrupt"),
+        (lambda v: 3, "TypeError"),
+    ],
 )
 def test_a_check_that_fails_is_internal(function: Any, cause: str) -> None:
     with pytest.raises(Internal, match="the check m:f") as caught:

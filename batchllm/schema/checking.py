@@ -18,7 +18,7 @@ from batchllm.errors import ConfigError, Internal
 _MOST = 5
 _LONGEST = 500
 _RAISED = (Exception, SystemExit, GeneratorExit, KeyboardInterrupt)
-"""What a function may raise that is its own doing: signals are heeded elsewhere, a cancellation is the run's."""
+"""What a function may raise that is its own doing; signals are heeded elsewhere, a cancellation is none."""
 
 
 class Check:

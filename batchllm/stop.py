@@ -46,6 +46,12 @@ class Stop:
         if self.reason is not None:
             raise Stopped
 
+    def aside(self) -> Stop:
+        """A Stop for a part of the run: it stops with this one, and may stop by itself before."""
+        part = Stop()
+        self.then(lambda: part.set(self.reason) if self.reason is not None else None)
+        return part
+
     async def wait(self) -> None:
         """Return once the run is stopping."""
         if self.reason is None:

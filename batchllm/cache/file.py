@@ -29,6 +29,8 @@ _AT_ONCE = 200
 _REMOVED_AT_ONCE = 500
 _FREED_AT_ONCE = 1000
 """Answers removed, and empty pages given back, under one lock."""
+_NO_FILES = frozenset({"", "-", ":memory:"})
+"""Names that SQLite, or people, take for something else than a file."""
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
@@ -47,6 +49,9 @@ def open_cache(path: str, *, create: bool = True, patience: float = PATIENCE) ->
 
     Raises ConfigError where it can't be used, and changes nothing in a file of another program.
     """
+    if path in _NO_FILES:
+        named = f"{path} is" if path else "an empty name is"
+        raise ConfigError(f"{named} no file that a cache can be kept in", "name a file: --cache FILE")
     if not create and not Path(path).is_file():
         raise ConfigError(f"there is no cache {path}", "name the file that --cache names")
     try:
@@ -130,12 +135,27 @@ def _code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
+def _identity(path: str) -> tuple[int, int] | None:
+    """What stays the same of a file for as long as it lies there; None where there is none."""
+    try:
+        facts = Path(path).stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
 class CacheFile:
     """An open cache; made by `open_cache`. Its methods raise sqlite3.Error where the file fails."""
 
     def __init__(self, path: str, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
+        self._file = _identity(path)
+
+    @property
+    def there(self) -> bool:
+        """Whether the file is still where it was when it was opened."""
+        return _identity(self.path) == self._file
 
     def find(self, digests: Sequence[bytes], since: float) -> dict[bytes, bytes]:
         """The answers to these that are there and came later than `since`, Unix seconds."""

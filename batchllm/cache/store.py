@@ -119,6 +119,8 @@ class Store:
 
     def _add(self, rows: list[Row]) -> None:
         try:
+            if self._writes and not self._file.there:
+                self._give_up("was moved or removed; new answers are not kept any more")
             if self._writes:
                 self._file.add(rows)
         except sqlite3.Error as error:

@@ -39,8 +39,9 @@ class Cached:
     """A Provider that keeps the answers of the one inside, under a digest of the request's content.
 
     `judge` names whatever decides on answers beside the request itself, such as a check of the user's: with
-    another one, what was kept doesn't count. With `whole`, answers need their `raw` too. `waits` is called
-    where a record begins to wait for another's answer.
+    another one, what was kept doesn't count. A request that carries its record is judged with it, so its
+    answer is good for no other record. With `whole`, answers need their `raw` too. `waits` is called where a
+    record begins to wait for another's answer.
     """
 
     def __init__(
@@ -112,6 +113,8 @@ class Cached:
             self._head = blake2b(head, digest_size=20, person=_FORMAT)
         content = self._head.copy()
         content.update(dumps([request.model, request.raw, dict(sorted(request.body.items()))]))
+        if request.record is not None:
+            content.update(dumps(request.record))
         return content.digest()
 
     def _kept(self, reply: Reply) -> bytes:

@@ -25,7 +25,7 @@ _REFUSALS = {"refusal": "the model refused to answer"} | dict.fromkeys(
 )
 _BLANK = string.whitespace + "\u00a0\u3000\u200b\u200c\u200d\u2060\ufeff"
 """Characters that show nothing."""
-_NO_MORE_ROOM = "the answer was cut at the token limit, which is --max-tokens-ceiling already"
+_AT_CEILING = "the answer was cut at the token limit, which is --max-tokens-ceiling already"
 _MAX_SHOWN = 8 * 1024
 _MAX_KEY = 64
 
@@ -90,8 +90,8 @@ class Structured:
                 message = f"the check refused the answer: {'; '.join(complaints)}"
                 judged = _Fault("check", message, complaints)
             if judged.cause == "truncated" and _at_ceiling(ask.body, self._ceiling):
-                judged = _Fault("truncated", _NO_MORE_ROOM, hint="raise --max-tokens-ceiling")
-            if repairs == self._repair or judged.message is _NO_MORE_ROOM:
+                judged = _Fault("truncated", _AT_CEILING, hint="raise --max-tokens-ceiling")
+            if repairs == self._repair or not _may_help(judged, ask.body, self._ceiling):
                 raise judged.invalid(reply.text)
             self._stop.check()
             repairs += 1
@@ -136,12 +136,19 @@ def _at_ceiling(body: dict[str, Any], ceiling: int | None) -> bool:
     return ceiling is not None and bool(room) and max(room) >= ceiling
 
 
+def _may_help(fault: _Fault, body: dict[str, Any], ceiling: int | None) -> bool:
+    """Whether asking again may help: a cut answer is cut again, and paid for again, without more room."""
+    if fault.cause != "truncated":
+        return True
+    return fault.message is not _AT_CEILING and _more_room(_room(body), ceiling) != _room(body)
+
+
 def _more_room(room: dict[str, Any], ceiling: int | None) -> dict[str, Any]:
     """Twice the room, the ceiling at most; a request without any is given the ceiling, where there is one."""
     if not room:
         return {} if ceiling is None else {"max_tokens": ceiling}
     return {
-        name: tokens if type(tokens) is not int else min(2 * tokens, ceiling or 2 * tokens)
+        name: min(2 * tokens, ceiling or 2 * tokens) if type(tokens) is int and tokens > 0 else tokens
         for name, tokens in room.items()
     }
 

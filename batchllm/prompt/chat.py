@@ -220,7 +220,8 @@ class Examples(_Checked):
     """Few-shot examples in front of the conversation of `inner`, behind what the system says.
 
     Each has a `record`, over which the templates are rendered, or the `user`'s text, and the `answer`'s text.
-    Raises ConfigError for an example whose record can't be rendered; `name` is what messages call the table.
+    Raises ConfigError for an example whose record can't be rendered, or that asks nothing; `name` is what
+    messages call the table.
     """
 
     def __init__(
@@ -238,6 +239,11 @@ class Examples(_Checked):
                 )
             except BadInput as error:
                 raise ConfigError(f"{name}: example {number}: {error.message}", error.hint) from error
+            if not asked or any(_is_blank(each) for each in asked):
+                raise ConfigError(
+                    f"{name}: example {number} asks nothing: its message is empty",
+                    "give its record what the prompt needs, or leave the example out",
+                )
             self._shown += [*asked, {"role": "assistant", "content": example["answer"]}]
 
     @property
@@ -262,3 +268,8 @@ class Examples(_Checked):
     def explain(self, missing: Sequence[str], records: Sequence[dict[str, Any]]) -> ConfigError:
         """What `inner` says of it."""
         return self._inner.explain(missing, records)
+
+
+def _is_blank(message: Message) -> bool:
+    content = message.get("content")
+    return isinstance(content, str) and not content.strip()

@@ -21,6 +21,8 @@ from batchllm.prompt.fields import listed, unguarded
 RESERVED = frozenset({"record", "answers"})
 """Names that a template sees beside the fields: the whole object, and the earlier stages' values."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
+_NO_TEXT = frozenset({"batch", "map", "reject", "rejectattr", "select", "selectattr", "slice", "unique"})
+"""Filters whose outcome is a Python generator, whose text says nothing of what is in it."""
 _MAX_LINE = 120
 
 
@@ -176,6 +178,10 @@ class Template:
                 raise self._rejected(f"there is no {type(node).__name__.lower()} {node.name!r}", node.lineno)
         for other in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
             raise self._rejected("a template can't load another one", other.lineno)
+        for output in tree.find_all(nodes.Output):
+            for shown in output.nodes:
+                if isinstance(shown, nodes.Filter) and shown.name in _NO_TEXT:
+                    raise self._rejected(f"{shown.name} gives no text: add | list or | join", shown.lineno)
 
 
 class _Yes(Template):

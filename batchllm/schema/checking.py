@@ -7,6 +7,7 @@ It judges nothing itself.
 from __future__ import annotations
 
 import inspect
+import marshal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,10 +17,12 @@ from batchllm.errors import ConfigError, Internal
 
 _MOST = 5
 _LONGEST = 500
+_RAISED = (Exception, SystemExit, GeneratorExit, KeyboardInterrupt)
+"""What a function may raise that is its own doing; signals are heeded elsewhere, a cancellation is none."""
 
 
 class Check:
-    """Calls `function` with a value, and with its record if it takes two arguments.
+    """Calls `function` with a value, and with its record if it takes two arguments; each a copy of its own.
 
     A plain function is called on the run's event loop, since a hop to a thread costs more than most checks;
     one that waits for something has to be an `async def`, which is given up after `timeout` seconds.
@@ -35,7 +38,7 @@ class Check:
 
     async def __call__(self, value: Any, record: dict[str, Any] | None) -> Sequence[str]:
         """The complaints about a value, none for a good one; Internal where the check itself fails."""
-        given = (value, record) if self.wants_record else (value,)
+        given = marshal.loads(marshal.dumps((value, record) if self.wants_record else (value,)))
         try:
             verdict = self._function(*given)
             if inspect.isawaitable(verdict):
@@ -47,9 +50,10 @@ class Check:
             return (_line(error) or "the check said no",)
         except Internal:
             raise
-        except (Exception, SystemExit) as error:
+        except _RAISED as error:
             cause = type(error).__name__
-            raise Internal(f"the check {self._name} failed: {cause}: {error}", cause=cause) from error
+            said = _whole(f"the check {self._name} failed: {cause}: {error}")
+            raise Internal(said, cause=cause) from error
         return self._complaints(verdict)
 
     def _complaints(self, verdict: Any) -> Sequence[str]:
@@ -70,8 +74,13 @@ class Check:
 
 def _line(said: object) -> str:
     """A complaint on one line, 500 characters at most."""
-    line = " ".join(str(said).split())
+    line = " ".join(_whole(str(said)).split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
+
+
+def _whole(text: str) -> str:
+    """The text with U+FFFD for half a surrogate pair, which can't be written anywhere."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def takes_two(function: Callable[..., Any]) -> bool:

@@ -28,25 +28,26 @@ from batchllm.wire.registry import Chosen, provider_of
 from batchllm.wire.standby import check_constant, constant, others
 
 if TYPE_CHECKING:
+    from batchllm.layers.fallback import Standby
     from batchllm.prompt import Condition
     from batchllm.schema.checking import Check
 
 _BATCH_URLS = ("/v1/chat/completions", "/chat/completions")
 
 
-Other = tuple[str, Provider]
-"""A model that stands by: its name and its stack."""
-
-
 @frozen
 class Shared:
-    """What all stacks of a run share: `window` where there are several gates, `answers` of a cache."""
+    """What all stacks of a run share: `window` where there are several gates, `answers` of a cache.
+
+    `several` are the models that the run asks at more than one address.
+    """
 
     job: Job
     stop: Stop
     observers: Sequence[Observer]
     window: anyio.CapacityLimiter | None = None
     answers: Answers | None = None
+    several: frozenset[str] = frozenset()
 
 
 @frozen
@@ -146,22 +147,26 @@ class Asking:
             return _batch_body
         return rendering(self.job, self.prompt, self.model)
 
-    def stack(self, provider: Provider, gate: Gate, shared: Shared, others: Sequence[Other] = ()) -> Provider:
+    def stack(
+        self, provider: Provider, gate: Gate, shared: Shared, others: Sequence[Standby] = ()
+    ) -> Provider:
         """The stack, outermost first: Cached(Fallback(Structured(Retrying(Gated(Traced(provider)))))).
 
-        `others` are the models that stand by, with their stacks.
+        `others` are the models that stand by.
         """
         job = self.job
         judged = self._judged(provider, gate, shared)
         if others or job.fallback_answer is not None:
             from batchllm.layers.fallback import Fallback  # most runs have none
 
-            judged = Fallback(judged, others, constant(job.fallback_answer))
+            judged = Fallback(judged, others, constant(job.fallback_answer), shared.stop)
         if shared.answers is None:
             return judged
         from batchllm.layers.cached import Cached
 
         judge = f"{job.check or ''} {job.schema_mode if job.schema is not None else ''}".strip()
+        if self.model in shared.several:
+            judge = f"{judge}\n{self.spec.base_url}"
         whole = self.spec.whole
         return Cached(judged, shared.answers, whole=whole, judge=judge, waits=lambda: gate.spared())
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchllm.job import Loaded
 from batchllm.layers.gated import Gate, Gated
@@ -17,9 +17,12 @@ from batchllm.model import Dead, frozen
 from batchllm.pipeline import Render
 from batchllm.ports import Provider, ProviderSpec
 from batchllm.providers.calls import Calls
-from batchllm.wire.asking import Asking, Asks, Other, Shared
+from batchllm.wire.asking import Asking, Asks, Shared
 from batchllm.wire.limiting import most_calls
 from batchllm.wire.registry import Chosen
+
+if TYPE_CHECKING:
+    from batchllm.layers.fallback import Standby
 
 
 @frozen
@@ -30,7 +33,9 @@ class Calling(Asking):
         """The data itself."""
         return lambda data, answers: data
 
-    def stack(self, provider: Provider, gate: Gate, shared: Shared, others: Sequence[Other] = ()) -> Provider:
+    def stack(
+        self, provider: Provider, gate: Gate, shared: Shared, others: Sequence[Standby] = ()
+    ) -> Provider:
         """The stack of layers, outermost first: Retrying(Gated(Traced(provider)))."""
         job = self.job
         gated = Gated(Traced(provider, shared.observers), gate)

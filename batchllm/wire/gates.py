@@ -93,12 +93,16 @@ class Gates:
 
     def room(self) -> float:
         """Calls that could go out now, as far as windows are concerned."""
-        room = max(gate.room() for gate in self._gates)
+        room = max(gate.room() for gate in self._in_use())
         return room if self._window is None else min(room, self._window.available_tokens)
 
     def waits(self) -> str | None:
         """Why calls are held back now, in words, or None."""
-        return next((reason for gate in self._gates if (reason := gate.waits()) is not None), None)
+        return next((reason for gate in self._in_use() if (reason := gate.waits()) is not None), None)
+
+    def _in_use(self) -> Sequence[Gate]:
+        """All but those of models that stood by and are out."""
+        return [gate for gate in self._gates if gate.stop.reason is None] or self._gates
 
     async def tend(self) -> None:
         """Heed what only time brings; runs beside the calls until it is cancelled."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -24,6 +24,10 @@ from batchllm.stop import Stop
 from batchllm.wire.asking import Asking, Asks, Shared, asking, check_fields, missing
 from batchllm.wire.gates import Gates
 from batchllm.wire.limiting import gate_of, limits_of
+from batchllm.wire.standby import stop_of
+
+if TYPE_CHECKING:
+    from batchllm.layers.fallback import Standby
 
 _OF_TABLE = frozenset({"name", "run", "folder", "when", "open", "process", "on_timeout", "threads"})
 """What a table holds that is no setting."""
@@ -98,7 +102,11 @@ class Plan:
         observers: Sequence[Observer],
         stack: AsyncExitStack,
     ) -> list[Gate]:
-        """The gate of each asking, in their order: one for all on the same account and model."""
+        """The gate of each asking, in their order: one for all on the same account and model.
+
+        One of a model that only stands by for others never stops the run, but that model's part in it.
+        """
+        asked = {each.account for stages in self.askings for each in stages}
         groups: dict[Any, list[tuple[Asking, Provider]]] = {}
         for each, provider in zip(self, providers, strict=True):
             groups.setdefault(each.account, []).append((each, provider))
@@ -108,8 +116,9 @@ class Plan:
             shared = _strictest(replace(job, fallback=first.job.fallback), [each.job for each, _ in members])
             if first.is_step:
                 shared = replace(shared, concurrency=first.job.concurrency, quota_file=None)
+            its = stop if account in asked else stop_of(first.model, stop)
             gates[account] = await gate_of(
-                shared, first.spec, provider, stop, observers, stack, ramp=not first.is_step
+                shared, first.spec, provider, its, observers, stack, ramp=not first.is_step
             )
         return [gates[each.account] for each in self]
 
@@ -123,6 +132,7 @@ class Plan:
         main = asked[0] if len(asked) == 1 else None
         if len(models) > 1 and shared.job.concurrency != "auto":
             shared = replace(shared, window=anyio.CapacityLimiter(shared.job.concurrency))
+        shared = replace(shared, several=self._several())
         alone = models[0] if len(models) == 1 and not functions else None
         wired = Wired({}, alone or Gates(models, functions, shared.window, main), [])
         made = iter(zip(providers, gates, strict=True))
@@ -134,12 +144,16 @@ class Plan:
                     stack, lingering = each.step_stack(provider, gate, shared)
                     wired.lingering.append(lingering)
                 else:
-                    behind = [(other, *next(made)) for other in each.fallbacks]
-                    uncached = replace(shared, answers=None)
-                    others = [(other.model, other.stack(own, its, uncached)) for other, own, its in behind]
+                    others = [_standby(other, *next(made), shared) for other in each.fallbacks]
                     stack = each.stack(provider, gate, shared, others)
                 wired.stages[name].append(each.ready(stack, raw=raw))
         return wired
+
+    def _several(self) -> frozenset[str]:
+        """The models that stages and variants ask at more than one address."""
+        asked = {(each.model, each.spec.base_url) for stages in self.askings for each in stages}
+        models = [model for model, _ in asked]
+        return frozenset(model for model in models if models.count(model) > 1)
 
 
 @frozen
@@ -181,6 +195,13 @@ def plan_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool, asks:
     for asked in plan.askings if job.stage else ():
         _check_answers(asked)
     return plan
+
+
+def _standby(asked: Asking, provider: Provider, gate: Gate, shared: Shared) -> Standby:
+    """A model that stands by, with a stack of its own, which keeps no answers."""
+    from batchllm.layers.fallback import Standby
+
+    return Standby(asked.model, asked.stack(provider, gate, replace(shared, answers=None)), gate.stop)
 
 
 def _check_answers(stages: Sequence[Asking]) -> None:

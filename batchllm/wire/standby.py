@@ -6,12 +6,14 @@ It finds them in the job and refuses what can't be; `layers/fallback` decides wh
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 
-from batchllm.errors import ConfigError
+from batchllm.errors import BatchError, ConfigError
 from batchllm.job import Loaded
 from batchllm.model import Reply, Usage
 from batchllm.schema import Schema
+from batchllm.stop import Stop
 
 
 def others(loaded: Loaded, model: str) -> list[Loaded]:
@@ -23,6 +25,20 @@ def others(loaded: Loaded, model: str) -> list[Loaded]:
             job = replace(job, base_url=None, api_key_env=None)
         found.append(Loaded(job, loaded.origins | {"model": loaded.origin("fallback")}))
     return found
+
+
+def stop_of(model: str, run: Stop) -> Stop:
+    """What stops the asking of a model that only stands by, which is said, and not the run."""
+    stop = run.aside()
+
+    def say() -> None:
+        if run.reason is None and isinstance(stop.reason, BatchError):
+            logging.getLogger("batchllm").warning(
+                "the fallback %s is not asked any more in this run: %s", model, stop.reason.message
+            )
+
+    stop.then(say)
+    return stop
 
 
 def check_constant(loaded: Loaded, schema: Schema | None) -> None:

@@ -160,6 +160,37 @@ def test_answers_from_the_cache_stay_counted_over_a_kill(tmp_path: Path) -> None
     assert (summary(ran)["succeeded"], summary(ran)["cached"], summary(ran)["calls"]) == (51, 50, 1)
 
 
+def test_a_check_that_sees_the_record_judges_every_record_by_itself(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"text": "same", "want": want} for want in ("same", "other", "same")])
+    (tmp_path / "mine.py").write_text("def check(value, record):\n    return record['want'] in value\n")
+    common = ("a.jsonl", "-m", "fake/echo", "--check", "./mine.py:check", "--repair", "0", *CACHE)
+    first, second = [run(tmp_path, *common, "-o", name) for name in ("1.jsonl", "2.jsonl")]
+
+    assert [(ran.code, summary(ran)["calls"]) for ran in (first, second)] == [(1, 2), (1, 1)]
+    assert [row["seq"] for row in first.rows("1.jsonl")] == [0, 2]
+    assert [row["seq"] for row in second.rows("2.jsonl")] == [0, 2]
+    assert all(row["cached"] for row in second.rows("2.jsonl"))
+
+
+def test_variants_on_two_servers_are_both_asked_and_another_address_of_one_run_is_not(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", tickets(3))
+    with simulated() as one, simulated() as two:
+        (tmp_path / "job.toml").write_text(
+            'model = "openai/any"\n'
+            f'[[variant]]\nname = "a"\nbase_url = "{one.url}"\n'
+            f'[[variant]]\nname = "b"\nbase_url = "{two.url}"\n'
+        )
+        common = ("a.jsonl", *CACHE)
+        runs = [run(tmp_path, *common, "-j", "job.toml", "-o", name) for name in ("1.jsonl", "2.jsonl")]
+        asked = [server.stats()["requests"] for server in (one, two)]
+        for name, server in (("3.jsonl", one), ("4.jsonl", two)):
+            plain = ("-m", "openai/any", "--base-url", server.url, "-o", name)
+            runs.append(run(tmp_path, *common, *plain))
+
+    assert [(ran.code, summary(ran)["cached"]) for ran in runs] == [(0, 0), (0, 6), (0, 0), (0, 3)]
+    assert asked == [3, 3]
+
+
 def test_batch_lines_come_whole_from_the_cache(tmp_path: Path) -> None:
     body = {"model": "any", "messages": [{"role": "user", "content": "hello"}]}
     line = {"method": "POST", "url": "/v1/chat/completions", "body": body}

@@ -247,6 +247,35 @@ def test_a_record_with_an_answer_of_its_own_says_nothing_of_fallbacks(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("faults=401:1", "401"),
+        ("faults=402:1", "402"),
+        ("faults=429:1&retry_after_ms=3600000", "asks to wait 3600 s"),
+    ],
+)
+def test_a_fallback_that_is_out_is_named_once_and_the_run_goes_on(
+    tmp_path: Path, fault: str, why: str
+) -> None:
+    write(tmp_path / "in.jsonl", tickets(12))
+    write(
+        tmp_path / "first.jsonl",
+        [{"match": f"ticket 0000{n}", "text": ""} for n in range(3)] + [{"match": "ticket", "text": "fine"}],
+    )
+    options = ("in.jsonl", "-m", "fake/script?file=first.jsonl&by=match", "--repair", "0", "-c", "1")
+    broken = ("--fallback", f"fake/echo?{fault}", "--max-stall", "60")
+    alone = run(tmp_path, *options, *broken)
+    assert (alone.code, len(alone.rows("in.out.jsonl"))) == (1, 9)
+    assert [row["error"]["cause"] for row in alone.rows("in.dead.jsonl")] == ["empty"] * 3
+    assert [len(row["attempts"]) for row in alone.rows("in.dead.jsonl")] == [2, 1, 1]
+    assert alone.stderr.count("is not asked any more in this run") == 1
+    assert why in next(line for line in alone.stderr.splitlines() if "not asked any more" in line)
+    another = run(tmp_path, *options, *broken, "--fallback", "fake/echo", "--fresh")
+    assert another.code == 0, another.stderr
+    assert sum("fallback" in row for row in another.rows("in.out.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
     ("options", "error"),
     [
         (("--fallback-answer", '{"label": "no"}', "--schema", "schema.json"), "breaks the schema"),

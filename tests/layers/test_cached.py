@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -103,6 +104,15 @@ def test_what_decides_on_the_answer_is_in_the_key_and_nothing_else() -> None:
     one_by_one(Cached(Script(), shelf, judge="mine:check"), same[0])
 
     assert len(shelf.kept) == 1 + len(others) + 1
+
+
+def test_requests_that_carry_their_records_share_answers_with_the_same_record_alone() -> None:
+    inner = Script(lasts=5.0)
+    records = [{"want": "a"}, {"want": "b"}, {"want": "a"}, {}]
+
+    ends = all_at_once(Cached(inner, Shelf()), *[replace(request(), record=record) for record in records])
+
+    assert [end.cached for end, _ in ends if isinstance(end, Reply)] == [False, False, True, False]
 
 
 @pytest.mark.parametrize(

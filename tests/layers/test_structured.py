@@ -149,7 +149,7 @@ def test_an_answer_that_stays_bad_is_invalid_with_its_cause_and_text(
     inner = Scripted(*[bad] * (repair + 1))
     trail = Trail()
     with pytest.raises(Invalid) as caught:
-        ask(inner, repair=repair, trail=trail)
+        ask(inner, repair=repair, trail=trail, body={"messages": MESSAGES, "max_tokens": 10})
     assert (caught.value.cause, caught.value.raw) == (cause, bad.text)
     assert message in caught.value.message
     assert "\n" not in caught.value.message
@@ -158,7 +158,8 @@ def test_an_answer_that_stays_bad_is_invalid_with_its_cause_and_text(
 
 def test_empty_and_cut_answers_are_asked_again_without_a_schema_too() -> None:
     inner = Scripted(reply(""), reply("half", "length"), reply("whole"))
-    assert ask(inner, schema=None, repair=2).value == "whole"
+    body = {"messages": MESSAGES, "max_tokens": 10}
+    assert ask(inner, schema=None, repair=2, body=body).value == "whole"
     assert all(request.body["messages"] == MESSAGES for request in inner.asked)
 
 
@@ -168,12 +169,16 @@ def test_a_cut_answer_gets_twice_the_room_where_room_was_set(name: str) -> None:
     inner = Scripted(cut, cut, reply("no json"), reply('{"a": 1}'))
     ask(inner, repair=3, body={"messages": MESSAGES, name: 100})
     assert [request.body[name] for request in inner.asked] == [100, 200, 400, 400]
-    unset = Scripted(cut, reply('{"a": 1}'))
-    ask(unset)
-    assert unset.asked[1].body == unset.asked[0].body
-    odd = Scripted(cut, reply('{"a": 1}'))
-    ask(odd, body={"messages": MESSAGES, name: "many"})
-    assert odd.asked[1].body[name] == "many"
+
+
+@pytest.mark.parametrize("room", [{}, {"max_tokens": 0}, {"max_tokens": 2.5}, {"max_tokens": "many"}])
+def test_a_cut_answer_that_can_be_given_no_more_room_is_not_asked_again(room: dict[str, Any]) -> None:
+    inner = Scripted(reply("half", "length"))
+    with pytest.raises(Invalid) as caught:
+        ask(inner, repair=3, body={"messages": MESSAGES, **room})
+    assert caught.value.cause == "truncated"
+    assert "max_tokens" in (caught.value.hint or "")
+    assert len(inner.asked) == 1
 
 
 def test_a_body_without_a_list_of_messages_is_only_asked_again() -> None:

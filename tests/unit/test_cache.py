@@ -118,6 +118,15 @@ def test_a_file_that_can_not_be_made_or_is_not_there_is_refused(tmp_path: Path, 
     assert not Path(path).exists()
 
 
+@pytest.mark.parametrize("name", ["", "-", ":memory:"])
+def test_a_name_that_is_no_file_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no file" in refusal(name).message
+    assert list(tmp_path.iterdir()) == []
+
+
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[None]:
     """Another process that writes for a long time."""
@@ -271,3 +280,43 @@ def test_a_file_that_is_locked_for_long_is_said_and_the_run_goes_on(
         run(store, use)
     assert len(said(caplog)) == 1
     assert "locked" in said(caplog)[0]
+
+
+@pytest.mark.parametrize("instead", [False, True])
+def test_a_file_that_is_removed_meanwhile_is_said_once(
+    path: str, instead: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    store = Store(open_cache(path), None)
+
+    async def use() -> None:
+        Path(path).unlink()
+        if instead:
+            Path(path).touch()
+        store.keep(A, b"a")
+        while not said(caplog):
+            await anyio.sleep(0.01)
+        store.keep(B, b"b")
+
+    run(store, use)
+    assert len(said(caplog)) == 1
+    assert "moved or removed" in said(caplog)[0]
+
+
+def test_damage_behind_the_first_pages_is_said_once_it_is_met(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    digests = [n.to_bytes(20, "big") for n in range(200)]
+    with opened(path) as cache:
+        cache.add([(digest, 1e12, b"x" * 500) for digest in digests])
+    whole = Path(path).read_bytes()
+    Path(path).write_bytes(whole[:20_480] + b"\x55" * (len(whole) - 20_480))
+    store = Store(open_cache(path), None)
+
+    async def use() -> None:
+        assert [await store.find(digest) for digest in digests][-1] is None
+
+    run(store, use)
+    assert len(said(caplog)) == 1
+    assert "can't be read" in said(caplog)[0]

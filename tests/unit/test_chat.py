@@ -71,6 +71,23 @@ def test_the_fields_of_the_system_prompt_are_not_asked_of_examples() -> None:
     assert [m["content"] for m in prompt.messages({"q": "c", "lang": "fr"})] == ["In fr.", "a", "b", "c"]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prompt": "{{ text }}", "example": [{"record": {"text": " "}, "answer": "b"}]},
+        {"prompt": "{{ text }}", "example": [{"user": "", "answer": "b"}]},
+        {
+            "message": [{"role": "system", "content": "Be brief."}],
+            "example": [{"record": {"text": "a"}, "answer": "b"}],
+        },
+    ],
+)
+def test_an_example_that_asks_nothing_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"job\.toml line 3: example 1 asks nothing") as caught:
+        made(**settings)
+    assert caught.value.hint
+
+
 def test_an_example_that_lacks_a_field_is_a_configuration_error_with_its_number() -> None:
     error = not_made(
         prompt="{{ text }}", example=[{"user": "a", "answer": "b"}, {"record": {"txt": "a"}, "answer": "b"}]

@@ -15,7 +15,7 @@ def complaints(function: Any, record: dict[str, Any] | None = None) -> tuple[str
     return tuple(anyio.run(Check(function, "m:f", 0.05), 1, record))
 
 
-def raising(error: Exception) -> Any:
+def raising(error: BaseException) -> Any:
     def check(value: Any) -> None:
         raise error
 
@@ -47,7 +47,14 @@ def test_value_and_assertion_errors_are_complaints() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "cause"), [(raising(KeyError("x")), "KeyError"), (lambda v: 3, "TypeError")]
+    ("function", "cause"),
+    [
+        (raising(KeyError("x")), "KeyError"),
+        (raising(SystemExit(1)), "SystemExit"),
+        (raising(GeneratorExit()), "GeneratorExit"),
+        (raising(KeyboardInterrupt()), "KeyboardInterrupt"),
+        (lambda v: 3, "TypeError"),
+    ],
 )
 def test_a_check_that_fails_is_internal(function: Any, cause: str) -> None:
     with pytest.raises(Internal, match="the check m:f") as caught:
@@ -63,6 +70,23 @@ def test_it_sees_the_record_if_it_takes_two_and_may_be_async() -> None:
     assert Check(check, "m:f", 1).wants_record
     assert complaints(check, {"n": 2}) == ("1 is not 2",)
     assert not Check(len, "m:f", 1).wants_record
+
+
+def test_half_a_surrogate_pair_in_what_it_says_is_a_replacement_character() -> None:
+    assert complaints(raising(ValueError("bad \ud800 char"))) == ("bad \ufffd char",)
+    assert complaints(lambda value: ["no \udfff", "a pair: \ud83d\ude00"]) == ("no \ufffd", "a pair: 😀")
+    with pytest.raises(Internal, match="bad \ufffd"):
+        complaints(raising(RuntimeError("bad \ud800")))
+
+
+def test_what_it_changes_is_a_copy_of_its_own() -> None:
+    def check(value: Any, record: dict[str, Any]) -> None:
+        value["a"].clear()
+        record["tags"].append("seen")
+
+    value, record = {"a": [10**30, None, 1.5, "\ud800"]}, {"tags": []}
+    anyio.run(Check(check, "m:f", 1), value, record)
+    assert (value, record) == ({"a": [10**30, None, 1.5, "\ud800"]}, {"tags": []})
 
 
 def test_one_that_never_comes_back_is_given_up() -> None:

@@ -160,6 +160,7 @@ def test_a_prompt_of_nothing_but_space_is_refused(value: str) -> None:
         ("x\n{% if a %}\nb", 2, "{% if a %}"),
         ("a\nb\n{{ a | nosuch }}", 3, "nosuch"),
         ("a\n{% if a %}{{ a | nosuch }}{% endif %}", 2, "no filter 'nosuch'"),
+        ("{{ a | map('upper') }}", 1, "map gives no text: add | list or | join"),
         ("{{ a is nosuch }}", 1, "nosuch"),
         ("{% include 'other' %}", 1, "can't load another"),
         ("{{ f(a=1, a=2) }}", 1, "f(a=1, a=2)"),

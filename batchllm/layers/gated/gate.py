@@ -45,8 +45,8 @@ class Gate:
     `adaptive` finds that. `ramp` begins with few calls where no limit is known. `freed` is called where a
     slot becomes free and its holder is not about to take it again, and where the window has grown, `spared`
     where a record waits for another's answer and not for a slot, `resized` with each new target. `tend` has
-    to run beside. `standby` says that others answer where this service fails, so that its being down is
-    neither waited for nor a reason to stop.
+    to run beside. `stop` is what it stops where nothing succeeds. `standby` says that others answer where
+    this service fails, so that its being down is neither waited for nor a reason to stop.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Gate:
         self.in_flight = 0
         self.ceiling = window.total_tokens
         self.target: float = target or window.total_tokens
-        self._stop = stop
+        self.stop = stop
         self._max_stall = max_stall
         self._standby = standby
         self._observers = observers
@@ -95,7 +95,7 @@ class Gate:
 
     def _fit(self) -> None:
         """Let the window be as wide as it may be now."""
-        if self._stop.reason is not None:
+        if self.stop.reason is not None:
             return
         width = self.target
         if self._outage.probes:
@@ -243,7 +243,7 @@ class Gate:
             self._standby
             or not self._outage.failed(error, key)
             or not self._answers
-            or self._stop.reason is not None
+            or self.stop.reason is not None
         ):
             return False
         now = self.clock()
@@ -254,7 +254,7 @@ class Gate:
             for observer in self._observers:
                 observer.pause(seconds, error.message)
         self.failed(error)
-        return self._stop.reason is None
+        return self.stop.reason is None
 
     async def back(self, trail: Trail) -> bool:
         """Wait until the service is back, which is not the record's time; False where it may not be down."""
@@ -273,7 +273,7 @@ class Gate:
         """A call failed: stop the run if nothing has succeeded for too long, or too long a wait is asked."""
         asked = error.retry_after or 0.0
         if asked > self._max_stall:
-            self._stop.set(
+            self.stop.set(
                 Stalled(
                     f"the service asks to wait {asked:.0f} s, --max-stall is {self._max_stall:.0f} s",
                     f"run the same command again at {_clock_in(asked)}, or raise --max-stall",
@@ -286,7 +286,7 @@ class Gate:
     def _check_silence(self, reason: str) -> None:
         silent = self.clock() - self._moved
         if silent > self._max_stall:
-            self._stop.set(
+            self.stop.set(
                 Stalled(
                     f"nothing has succeeded for {silent:.0f} s; {reason}",
                     "check the service, then run the same command again",

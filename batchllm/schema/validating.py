@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from batchllm.errors import ConfigError
 from batchllm.schema.quick import quick_check
 
 if TYPE_CHECKING:
+    from jsonschema import FormatChecker
     from jsonschema.protocols import Validator
     from referencing import Specification
 
@@ -59,8 +61,8 @@ class Schema:
         try:
             specification = specification_with(uri)
             chosen.check_schema(document)
-            _check_references(document, specification, name)
-            validator = chosen(document, registry=Registry(), format_checker=chosen.FORMAT_CHECKER)
+            formats = _check_inside(document, specification, name)
+            validator = chosen(document, registry=Registry(), format_checker=_format_checker(formats, name))
             for text in ("null", "{}", "[]"):
                 validator.is_valid(json.loads(text))
         except UnknownDialect as error:
@@ -102,25 +104,34 @@ class Schema:
         return [*lines[:_MAX_VIOLATIONS], f"and {len(lines) - _MAX_VIOLATIONS} more"]
 
 
-def _check_references(document: dict[str, Any], specification: Specification[Any], name: str) -> None:
-    """Raise ConfigError for a reference that this document doesn't answer itself."""
+def _check_inside(document: dict[str, Any], specification: Specification[Any], name: str) -> set[str]:
+    """The formats that this document's schemas ask for.
+
+    Raises ConfigError for a reference that it doesn't answer itself, RecursionError for one that leads back
+    to itself without going deeper into the value.
+    """
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
     registry: Registry[Any] = Registry()
     root = specification.create_resource(document)
     left = [(root, registry.resolver_with_root(root))]
-    seen: set[int] = set()
+    formats: set[str] = set()
+    same: dict[int, list[Any]] = {}  # for each schema those that judge the same value
     while left:
         resource, resolver = left.pop()
-        if id(resource.contents) in seen:
+        schema = resource.contents
+        if id(schema) in same:
             continue
-        seen.add(id(resource.contents))
+        same[id(schema)] = []
         left += [(inner, resolver.in_subresource(inner)) for inner in resource.subresources()]
-        if not isinstance(resource.contents, dict):
+        if not isinstance(schema, dict):
             continue
+        if isinstance(schema.get("format"), str):
+            formats.add(schema["format"])
+        same[id(schema)] += [each for key in _SAME_VALUE for each in _listed(schema.get(key))]
         for keyword in ("$ref", "$dynamicRef"):
-            reference = resource.contents.get(keyword)
+            reference = schema.get(keyword)
             if not isinstance(reference, str):
                 continue
             try:
@@ -130,6 +141,50 @@ def _check_references(document: dict[str, Any], specification: Specification[Any
             if not isinstance(found.contents, dict | bool):
                 raise _leads_nowhere(name, keyword, reference)
             left.append((specification.create_resource(found.contents), found.resolver))
+            if keyword == "$ref":
+                same[id(schema)].append(found.contents)
+    _check_ends(same)
+    return formats
+
+
+_SAME_VALUE = ("allOf", "anyOf", "oneOf", "not", "if")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_ends(same: dict[int, list[Any]]) -> None:
+    """Raise RecursionError where a schema, asked about a value, asks itself about the same value."""
+    ended: set[int] = set()
+
+    def follow(schema: int, above: frozenset[int]) -> None:
+        if schema in above:
+            raise RecursionError
+        if schema not in ended:
+            for each in same.get(schema, []):
+                follow(id(each), above | {schema})
+            ended.add(schema)
+
+    for schema in same:
+        follow(schema, frozenset())
+
+
+def _format_checker(formats: set[str], name: str) -> FormatChecker | None:
+    """What knows the formats of a schema; warns of those that nothing is held to."""
+    if not formats:
+        return None
+    from batchllm.schema.formats import CHECKED, format_checker
+
+    for each in sorted(formats - CHECKED - _MERE_WORDS):
+        logging.getLogger("batchllm").warning(
+            "%s: nobody checks the format %r; a pattern would be checked", name, each
+        )
+    return format_checker()
+
+
+_MERE_WORDS = frozenset({"int32", "int64", "float", "double", "password", "binary", "byte"})
+"""Formats of OpenAPI that say how a value is stored or shown."""
 
 
 def _leads_nowhere(name: str, keyword: str, reference: str) -> ConfigError:

@@ -87,6 +87,9 @@ def test_drafts_are_told_by_the_schema() -> None:
         ({"$ref": "#/x/y", "x": {"y": {"$ref": "#/x/z"}}}, r"'#/x/z' leads to no schema"),
         ({"items": {"$dynamicRef": "#gone"}}, r"\$dynamicRef '#gone'"),
         ({"$ref": "#"}, "never ends"),
+        ({"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"$ref": "#/$defs/b"}}}, "never ends"),
+        ({"items": {"$ref": "#/$defs/b"}, "$defs": {"b": {"anyOf": [{"$ref": "#/$defs/b"}, True]}}}, "never"),
+        ({"properties": {"a": {"$ref": "#/properties/a"}}}, "never ends"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "never"),
     ],
 )

@@ -89,8 +89,8 @@ class Ladder:
         self.settled = True
         if way is not self.way:
             logging.getLogger("batchllm").warning(
-                "the server refuses the schema as %s%s (%s); from now on it is sent as %s, and every answer is "
-                "checked against all of it as before",
+                "the server refuses the schema as %s%s (%s); from now on it is sent as %s, and every answer "
+                "is checked against all of it as before",
                 self.way.name,
                 f" for {self._model}" if self._model else "",
                 self._said,

@@ -147,6 +147,40 @@ def test_a_model_that_is_none_is_refused_before_any_call(
     ran = run(tmp_path, "in.jsonl", "-m", "fake/echo", "--schema", schema)
     assert ran.code == 2
     assert error in ran.error
+    assert "module:function" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("", "schema.json is empty"),
+        ("\ufeff \n", "schema.json is empty"),
+        ("{", "is no JSON that can be read"),
+        ('{"minimum": NaN}', "holds what JSON lacks"),
+        ('{"maximum": 1e999}', "holds what JSON lacks"),
+        ('{"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"$ref": "#/$defs/b"}}}', "never ends"),
+    ],
+)
+def test_a_schema_file_that_is_none_is_refused_before_any_call(
+    tmp_path: Path, content: str, error: str
+) -> None:
+    (tmp_path / "schema.json").write_text(content, encoding="utf-8")
+    write(tmp_path / "in.jsonl", tickets(1))
+    ran = run(tmp_path, "in.jsonl", "-m", "fake/echo", "--schema", "schema.json")
+    assert ran.code == 2
+    assert error in ran.error
+
+
+def test_a_schema_file_may_begin_with_a_byte_order_mark_and_a_format_nobody_knows_is_said(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "string", "format": "isbn"}', encoding="utf-8-sig")
+    write(tmp_path / "in.jsonl", tickets(1))
+    ran = run(
+        tmp_path, "in.jsonl", "-m", "fake/echo", "-p", '"x"', "--schema", "schema.json", "--repair", "0"
+    )
+    assert ran.code == 1  # "echo: x" is no JSON
+    assert ran.stderr.count("nobody checks the format 'isbn'") == 1
 
 
 @pytest.mark.parametrize(

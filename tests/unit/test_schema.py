@@ -203,6 +203,9 @@ def test_the_message_says_where_broken_json_breaks() -> None:
         find_json('Here: {"a": 1,}')
     with pytest.raises(ValueError, match="there is no JSON"):
         find_json("Sorry.")
+    for number in ("1" + "0" * 400, "-1e400"):
+        with pytest.raises(ValueError, match="a number that is too large"):
+            find_json(number)
 
 
 def test_the_candidate_that_is_accepted_comes_before_others() -> None:

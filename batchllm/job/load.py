@@ -16,6 +16,7 @@ from batchllm.errors import ConfigError
 from batchllm.job import tables, values
 from batchllm.job.code import anchored, model_schema, names_code
 from batchllm.job.file import Given, from_file
+from batchllm.job.importing import WAYS
 from batchllm.job.settings import Job, settings
 from batchllm.job.table import Setting
 from batchllm.model import frozen
@@ -209,15 +210,37 @@ def _with_content(message: dict[str, str], folder: Path) -> dict[str, str]:
 
 def _schema(value: Any, folder: Path) -> dict[str, Any]:
     if names_code(value) and not (folder / value).is_file():
-        return model_schema(value, folder)
-    if isinstance(value, str):
         try:
-            value = json.loads(_file(value, folder))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise _Unreadable(f"{value} is no JSON that can be read: {error}") from None
+            found = model_schema(value, folder)
+        except ConfigError as error:
+            if error.hint == WAYS:  # that is of functions
+                raise ConfigError(error.message, _SCHEMA_WAYS) from error
+            raise
+        return _plain_json(found, value)
+    named = "the table"
+    if isinstance(value, str):
+        text, named = _file(value, folder).removeprefix("\ufeff"), value
+        if not text.strip():
+            raise _Unreadable(f"{named} is empty")
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise _Unreadable(f"{named} is no JSON that can be read: {error}") from None
     if not isinstance(value, dict):
         raise ValueError("expected a JSON Schema: the path of its file, or a table")
-    return value
+    return _plain_json(value, named)
+
+
+_SCHEMA_WAYS = "name the schema's file, or a pydantic model as package.module:Model or ./path/file.py:Model"
+
+
+def _plain_json(schema: dict[str, Any], named: str) -> dict[str, Any]:
+    """The schema, if JSON can hold it: Python reads NaN, infinities and 1e999, TOML has dates, too."""
+    try:
+        json.dumps(schema, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        raise _Unreadable(f"{named} holds what JSON lacks, such as NaN, an infinity or a date") from None
+    return schema
 
 
 def _anchored(value: Any, found: Given) -> Any:

@@ -164,6 +164,7 @@ def at_a_glance(
             or "error" in document
             or "error" in choice
             or message.get("tool_calls")
+            or message.get("refusal")
         ):
             return None
         identity = request_id(headers) or document["id"]
@@ -193,6 +194,8 @@ def _with_arguments(document: Any) -> Any:
     try:
         choice = document["choices"][0]
         message = choice["message"]
+        if _refusal(message):
+            return document
         calls = message.get("tool_calls") or [{"function": message["function_call"]}]
         given = calls[0]["function"]["arguments"]
         finish = finish_of(choice.get("finish_reason"))
@@ -215,14 +218,14 @@ def _completion(
     if not isinstance(message, dict):
         return f"no chat completion, its choice has no message: {_glimpse(document)}"
     text, finish = text_of(message.get("content")), finish_of(choice.get("finish_reason"))
+    if refusal := _refusal(message):
+        text, finish = refusal, "refusal"
     if text is None:
         return "a message whose content is no text"
-    if message.get("tool_calls") or finish in _TOOLS:
-        return "a tool call in place of a text"
     if finish in _BROKEN:
         return f"an answer that broke off: {finish}"
-    if not text and (refusal := _refusal(message)):
-        text, finish = refusal, "refusal"
+    if finish != "refusal" and (message.get("tool_calls") or finish in _TOOLS):
+        return "a tool call in place of a text"
     named, identity = document.get("model"), from_header or document.get("id")
     return Reply(
         text=text,

@@ -173,15 +173,15 @@ class Fake:
 
     def _refuse(self, request: Request) -> None:
         """Refuse a request that wants a feature which this fake lacks, as a server would."""
-        ladder = self._shaping.ladder(request)
-        if ladder is None:
+        ladder, way = self._shaping.way(request)
+        if ladder is None or way is None:
             return
-        way = ladder.way
         refused = refused_feature(chat.build(request, self._name, way), self._settings.refuse)
         if refused is None:
+            ladder.answered(way, request.key)
             return
         error = Refused(f"the provider answered 400: {refused[0]}", cause="http_400", status=400)
-        raise in_doubt(error, 400) if ladder.refused(way, error, 400) else error
+        raise in_doubt(error, 400) if ladder.refused(way, error, 400, request.key) else error
 
     async def _wait(self, latency: float, trail: Trail) -> None:
         """Sleep for the latency in seconds; TimedOut where the time for one call is over first."""

@@ -104,8 +104,7 @@ class OpenAI:
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """Ask once; raises what `verdicts` says, or TimedOut or Disconnected from the transport."""
         spec = self._spec
-        ladder = self._shaping.ladder(request)
-        way = ladder.way if ladder is not None else None
+        ladder, way = self._shaping.way(request)
         body = chat.build(request, spec.model, way)
         timeout = chat.time_left(spec.timeout, trail.deadline, time.monotonic())
         doubt = self._doubt
@@ -128,12 +127,13 @@ class OpenAI:
                     tool=way is not None and way.tool,
                 )
             except (Refused, RouteGone) as error:
-                if ladder is not None and way is not None and ladder.refused(way, error, status):
+                if ladder and way and ladder.refused(way, error, status, request.key):
                     raise in_doubt(error, status) from None
                 raise self._whose(error, request, status) from None
         self.proven = True
         if way is not None and ladder is not None:
-            ladder.answered(way)
+            if not ladder.settled or ladder.doubtful:
+                ladder.answered(way, request.key)
             if way.restore is not None:
                 reply = replace(reply, restore=way.restore)
         if doubt is not None and doubt is self._doubt:

@@ -1,8 +1,8 @@
 """How a server is told what shape an answer has to have: natively, by a forced tool, or in words.
 
-A `Ladder` belongs to one schema on one connection: it begins with the way that was asked for and goes down to
-a looser one when the server refuses it, once a run and never up again. It sends nothing; `openai` and `fake`
-ask it for each request.
+A `Ladder` belongs to one schema and model on one connection: it begins with the way that was asked for. When
+the server refuses that and answers the same record in a looser way, it goes down to this, once a run and never
+up again. It sends nothing; `openai` and `fake` ask it for each request.
 """
 
 from __future__ import annotations
@@ -21,13 +21,29 @@ NAME = "answer"
 """What the format and the tool are called."""
 
 _NAMES_IT = re.compile(
-    r"response_?format|json_?schema|\bschemas?\b|guided_json|\bgrammars?\b|structured[ _-]outputs?|json mode"
-    r"|\btools?\b|tool_choice|function[ _-]?call|\bfunctions?\b|\bstrict\b|additionalproperties",
+    r"response[_ ]?formats?\b|json[_ ]?schema|guided[_ ]json|structured[ _-]?outputs?|json mode"
+    r"|\btool[_ -]?(?:choices?|calls?|calling|use)\b|\bfunction[_ -]?call(?:s|ing)?\b|additionalproperties"
+    r"|\btools[.\[]|unsupported parameters?\W*$",
     re.IGNORECASE,
 )
-_UNSUPPORTED = re.compile(r"\bsupport", re.IGNORECASE)
-_STATUSES = frozenset({200, 400, 404, 415, 422})
+"""Parameters, and words that have no other meaning; the last of it may mean any parameter."""
+_MAY_NAME_IT = re.compile(r"\bschemas?\b|\bgrammars?\b|\btools?\b|\bfunctions?\b|\bstrict\b", re.IGNORECASE)
+_OF_REQUESTS = re.compile(
+    r"\b(?:un)?support|\binvalid\b|unrecogni[sz]ed|\bunknown\b|unexpected|\bextra\b|not (?:permitted|allowed)"
+    r"|\bargument|\bparam|\bfield|implement|\benabled?\b|\bcompil|\bkeywords?\b|\bpropert|\bcomplex",
+    re.IGNORECASE,
+)
+"""What makes a word of those speak of the request, and not of what a record says."""
+_LACKS_IT = re.compile(r"\b(?:un)?support|\bimplement|\bhandle the requested param", re.IGNORECASE)
+_STATUSES = frozenset({200, 400, 404, 415, 422, 501})
 """200: gateways that put the error into the body."""
+_OWN = frozenset(
+    {
+        *("response_format", "tools", "tool_choice", "functions", "function_call", "structured_outputs"),
+        *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar", "json_schema"),
+    }
+)
+"""Parameters by which users tell a shape themselves."""
 _OTHERS = frozenset(
     {"content_filter", "moderation", "model_not_found", "json_validate_failed", "tool_use_failed"}
 )
@@ -49,55 +65,77 @@ class Way:
 
 
 class Ladder:
-    """The ways for one schema, from the one asked for downwards; `held` once the server has answered one."""
+    """The ways for one schema and model, from the one asked for downwards; `way` is the one that holds.
 
-    def __init__(self, schema: dict[str, Any], mode: str) -> None:
+    `settled` once the server has answered one. Until then a refusal is its record's or the way's: the record
+    is asked again in the next way, and only its answer takes the others along. `doubtful` holds the ways of
+    such records by their requests' keys.
+    """
+
+    def __init__(self, schema: dict[str, Any], mode: str, model: str | None = None) -> None:
         self.schema = schema
-        self.way, *self._looser = _ways(schema, mode)
-        self.held = False
+        self.settled = False
+        self.doubtful: dict[str, Way] = {}
+        self._ways = _ways(schema, mode)
+        self._model = model
+        self._said = ""
+        self.way = self._ways[0]
 
-    def answered(self, way: Way) -> None:
-        """An answer came to a request of this way: refusals from now on are about their records."""
-        self.held = self.held or way is self.way
+    def answered(self, way: Way, key: str) -> None:
+        """An answer came to a request of this way: from now on refusals are about their records."""
+        self.doubtful.pop(key, None)
+        if self.settled:
+            return
+        self.settled = True
+        if way is not self.way:
+            logging.getLogger("batchllm").warning(
+                "the server refuses the schema as %s%s (%s); from now on it is sent as %s, and every answer "
+                "is checked against all of it as before",
+                self.way.name,
+                f" for {self._model}" if self._model else "",
+                self._said,
+                way.name,
+            )
+            self.way = way
 
-    def refused(self, way: Way, error: BatchError, status: int) -> bool:
-        """Whether a refusal is about the way, so that the record is to be asked again in a looser one."""
+    def refused(self, way: Way, error: BatchError, status: int, key: str) -> bool:
+        """Whether a refusal may be about the way, so that the record is to be asked again in a looser one."""
+        self.doubtful.pop(key, None)
         if way.words is not None or not _is_about_it(error, status):
             return False
-        if way is not self.way:
-            return True  # sent before another call was refused alike
-        if self.held or not self._looser:
-            return False
-        self.way = self._looser.pop(0)
-        logging.getLogger("batchllm").warning(
-            "the server refuses the schema as %s (%s); from now on it is sent as %s, and every answer is "
-            "checked against all of it as before",
-            way.name,
-            error.message,
-            self.way.name,
-        )
+        if self.settled:
+            return self._place(way) < self._place(self.way)  # sent before others were refused alike
+        self.doubtful[key] = self._ways[self._place(way) + 1]
+        self._said = error.message
         return True
+
+    def _place(self, way: Way) -> int:
+        return next(place for place, each in enumerate(self._ways) if each is way)
 
 
 class Shaping:
-    """The ladders of one connection, one a schema; `mode` is native, tool or prompt."""
+    """The ladders of one connection, one a schema and model; `mode` is native, tool or prompt."""
 
     def __init__(self, mode: str) -> None:
         self._mode = mode
-        self._ladders: dict[int, Ladder] = {}
+        self._ladders: dict[int | tuple[int, str], Ladder] = {}
 
-    def ladder(self, request: Request) -> Ladder | None:
-        """The ladder for a request; None where nothing is to be added to it.
+    def way(self, request: Request) -> tuple[Ladder | None, Way | None]:
+        """How a request is to be told its schema, and by which ladder; None where nothing is to be added.
 
         That is without a schema, for a raw body, and where the user's own parameters tell a shape.
         """
-        schema = request.schema
-        if schema is None or request.raw:
-            return None
-        ladder = self._ladders.get(id(schema))
+        schema, body = request.schema, request.body
+        if schema is None or request.raw or not _OWN.isdisjoint(body):
+            return None, None
+        model = str(body["model"]) if "model" in body else None
+        place = id(schema) if model is None else (id(schema), model)
+        ladder = self._ladders.get(place)
         if ladder is None:
-            ladder = self._ladders[id(schema)] = Ladder(schema, self._mode)
-        return ladder if ladder.way.fields.keys().isdisjoint(request.body) else None
+            ladder = self._ladders[place] = Ladder(schema, self._mode, model)
+        if ladder.doubtful:
+            return ladder, ladder.doubtful.get(request.key, ladder.way)
+        return ladder, ladder.way
 
 
 def in_doubt(error: BatchError, status: int) -> RateLimited:
@@ -176,8 +214,11 @@ def _words(schema: dict[str, Any]) -> str:
 
 def _is_about_it(error: BatchError, status: int) -> bool:
     """Whether a refusal speaks of the schema or of the feature that carries it."""
-    if status not in _STATUSES or not _NAMES_IT.search(error.message):
+    said = error.message
+    if status not in _STATUSES:
+        return False
+    if not _NAMES_IT.search(said) and not (_MAY_NAME_IT.search(said) and _OF_REQUESTS.search(said)):
         return False
     if isinstance(error, Refused):
         return error.cause not in _OTHERS
-    return isinstance(error, RouteGone) and _UNSUPPORTED.search(error.message) is not None
+    return isinstance(error, RouteGone) and _LACKS_IT.search(said) is not None

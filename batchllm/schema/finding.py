@@ -28,6 +28,7 @@ _FENCE = re.compile(r"```[ \t]*(json\w*)?\s*", re.IGNORECASE)
 _THINK = re.compile(r"(?:^[ \t]*|(?<=</think>)\s*)<think>", re.MULTILINE)
 _THINK_END = "</think>"
 _LONE_THINK_END = re.compile(r"^[ \t]*</think>[ \t]*$", re.MULTILINE)
+_NUMBER = re.compile(r"-?\d++(?:\.\d++)?(?:[eE][+-]?\d++)?", re.ASCII)
 _DECODER = json.JSONDecoder()
 
 
@@ -90,6 +91,8 @@ def holds_long_number(text: bytes) -> bool:
 def _why_none(answer: str) -> str:
     opening = _OPENING.search(answer)
     if opening is None:
+        if _NUMBER.fullmatch(answer):
+            return "the answer is a number that is too large to be read"
         return "there is no JSON in the answer"
     try:
         _parse(answer[opening.start() :])

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from batchllm.model import frozen
-from batchllm.schema.restoring import restored
+from batchllm.schema.restoring import Restoring
 
 WRAPPED = "answer"
 """The property that holds an answer which is no object."""
@@ -29,11 +28,14 @@ _UNFIT_KEYWORDS = frozenset(
     {
         *("patternProperties", "unevaluatedProperties", "unevaluatedItems", "prefixItems", "additionalItems"),
         *("$dynamicRef", "$recursiveRef", "$id", "$anchor", "$dynamicAnchor"),
-        *("if", "then", "else", "dependentSchemas", "dependencies"),
+        *("if", "then", "else", "dependentSchemas", "dependencies", "dependentRequired", "maxProperties"),
     }
 )
-"""Those that could ask for what a closed object can't hold, or that give schemas names of their own."""
+"""Those that could ask for what a closed object can't hold, that count a null as there, or name schemas."""
+_OF_ONE_VALUE = _PLAIN | {"minLength", "maxLength"}
+"""What says nothing of names: only that may stand where the original is denied or looked for."""
 _STRUCTURE = frozenset({"type", "enum", "const", "properties", "items", "anyOf", "oneOf", "allOf"})
+_WANT_NAMES = frozenset({"required", "minProperties"})
 _REFERENCE = re.compile(r"#(/(\$defs|definitions)/[^/%~]+)?")
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
@@ -69,7 +71,7 @@ def strict_form(document: dict[str, Any]) -> StrictForm | None:
         return None
     if not wrapped and not adapting.optional:
         return StrictForm(document if sent == document else sent)
-    return StrictForm(sent, partial(restored, document=document, wrapped=WRAPPED if wrapped else None))
+    return StrictForm(sent, Restoring(document, WRAPPED if wrapped else None))
 
 
 def _wrapped(document: dict[str, Any]) -> dict[str, Any]:
@@ -84,11 +86,15 @@ def _wrapped(document: dict[str, Any]) -> dict[str, Any]:
     } | {name: document[name] for name in ("$defs", "definitions") if name in document}
 
 
+_BESIDE_ROOT = frozenset({"$ref", "$schema", "$defs", "definitions", "title", "description", "$comment"})
+
+
 def _root(document: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The schema to adapt as the root, which has to be a plain object, and whether it was wrapped."""
     root = document
     reference = root.get("$ref")
-    if isinstance(reference, str) and _REFERENCE.fullmatch(reference) and reference != "#":
+    alone = document.keys() <= _BESIDE_ROOT
+    if alone and isinstance(reference, str) and _REFERENCE.fullmatch(reference) and reference != "#":
         _, holder, name = reference.split("/")
         root = document.get(holder, {}).get(name)
     if isinstance(root, dict) and root.get("type", "object") == "object" and "properties" in root:
@@ -107,6 +113,10 @@ class _Adapting:
         """The schema and all within it in strict form; raises _Unfit."""
         if not isinstance(schema, dict) or not _UNFIT_KEYWORDS.isdisjoint(schema):
             raise _Unfit
+        if not all(_speaks_of_one_value(schema[name]) for name in ("not", "contains") if name in schema):
+            raise _Unfit
+        if "properties" not in schema and not _WANT_NAMES.isdisjoint(schema):
+            raise _Unfit  # it may want names that its branches, once closed, don't have
         if "$ref" in schema:
             return self._reference(schema)
         if "allOf" in schema:
@@ -150,7 +160,7 @@ class _Adapting:
         closed = schema.get("additionalProperties")
         if closed not in (None, False) or (not properties and closed is None):
             raise _Unfit  # its names are the model's to choose
-        if not set(required) <= set(properties):
+        if not set(required) <= set(properties) or schema.get("minProperties", 0) > len(properties):
             raise _Unfit
         adapted = {
             name: self.adapted(each) if name in required else self._optional(each)
@@ -165,10 +175,22 @@ class _Adapting:
 
 
 def _only_narrows(schema: dict[str, Any]) -> None:
-    """Branches beside a structure may be left out where they ask for no properties of their own."""
+    """Branches beside a structure may be left out where each asks for properties, and any one will do.
+
+    Where just one may hold, or where one must not, an optional property that is null would count as there.
+    """
     for branch in [*schema.get("anyOf", []), *schema.get("oneOf", [])]:
-        if not isinstance(branch, dict) or not branch.keys() <= {"required", "not", "title", "description"}:
+        if "oneOf" in schema or not isinstance(branch, dict) or not branch.keys() <= _ASKS:
             raise _Unfit
+        if not set(branch.get("required", [])) <= set(schema.get("properties", {})):
+            raise _Unfit
+
+
+_ASKS = frozenset({"required", "title", "description"})
+
+
+def _speaks_of_one_value(schema: Any) -> bool:
+    return isinstance(schema, dict) and schema.keys() <= _OF_ONE_VALUE
 
 
 def _told_type(schema: dict[str, Any]) -> Any:

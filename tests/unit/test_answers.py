@@ -65,6 +65,8 @@ def test_a_tool_call_beside_text_and_a_refusal_in_parts_are_no_answers() -> None
     with pytest.raises(BadReply, match="tool call"):
         _read(_body(tool_calls=[{"id": "t"}]))
     assert _read(_body(content=[{"type": "refusal", "refusal": "no"}])).finish == "refusal"
+    beside = _read(_body(content='{"label": "a"}', refusal="I can't help."))
+    assert (beside.finish, beside.text) == ("refusal", "I can't help.")
     parts = [{"type": "reasoning", "text": "SECRET"}, {"type": "text", "text": "said"}]
     assert _read(_body(content=parts)).text == "said"
 

@@ -87,6 +87,9 @@ def test_drafts_are_told_by_the_schema() -> None:
         ({"$ref": "#/x/y", "x": {"y": {"$ref": "#/x/z"}}}, r"'#/x/z' leads to no schema"),
         ({"items": {"$dynamicRef": "#gone"}}, r"\$dynamicRef '#gone'"),
         ({"$ref": "#"}, "never ends"),
+        ({"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"$ref": "#/$defs/b"}}}, "never ends"),
+        ({"items": {"$ref": "#/$defs/b"}, "$defs": {"b": {"anyOf": [{"$ref": "#/$defs/b"}, True]}}}, "never"),
+        ({"properties": {"a": {"$ref": "#/properties/a"}}}, "never ends"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}, "never"),
     ],
 )
@@ -200,6 +203,9 @@ def test_the_message_says_where_broken_json_breaks() -> None:
         find_json('Here: {"a": 1,}')
     with pytest.raises(ValueError, match="there is no JSON"):
         find_json("Sorry.")
+    for number in ("1" + "0" * 400, "-1e400"):
+        with pytest.raises(ValueError, match="a number that is too large"):
+            find_json(number)
 
 
 def test_the_candidate_that_is_accepted_comes_before_others() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from batchllm.errors import BatchError, Overloaded, RateLimited, Refused, RouteG
 from batchllm.model import Reply, Request, Trail
 from batchllm.ports import ProviderSpec
 from batchllm.providers.openai import OpenAI
+from batchllm.providers.shaping import Shaping
 from tests.unit.test_openai import Recorder
 
 SCHEMA: dict[str, Any] = {
@@ -119,12 +121,10 @@ async def test_raw_bodies_and_shapes_of_the_users_own_go_as_they_stand(mode: str
     (sent,), (reply,) = await ask(mode, raw, answer())
     assert sent == raw.body
     assert reply.restore is None
-    if mode != "prompt":
-        name = {"native": "response_format", "tool": "tool_choice"}[mode]
-        own = request(**{name: "mine"})
-        (sent,), (error,) = await ask(mode, own, refusal(NO_FORMAT))
-        assert sent == own.body | {"model": "any"}
-        assert isinstance(error, Refused)
+    own = request(tool_choice="mine")
+    (sent,), (error,) = await ask(mode, own, refusal(NO_FORMAT))
+    assert sent == own.body | {"model": "any"}
+    assert isinstance(error, Refused)
 
 
 @pytest.mark.parametrize(
@@ -134,34 +134,123 @@ async def test_raw_bodies_and_shapes_of_the_users_own_go_as_they_stand(mode: str
         ("tool", NO_TOOLS, ["tools", "tools", None]),
     ],
 )
-async def test_what_is_refused_goes_looser_step_by_step_and_says_each_step_once(
+async def test_what_is_refused_goes_looser_step_by_step_and_says_so_once(
     mode: str, words: str, names: list[str | None], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "batchllm"):
-        sent, got = await ask(mode, request(), refusal(words), refusal(words), refusal(words), answer())
+        sent, got = await ask(mode, request(), refusal(words), refusal(words), answer(), answer())
     shapes = [next((name for name in ("response_format", "tools") if name in body), None) for body in sent]
     assert shapes == [*names, None]
-    assert [type(each) for each in got] == [RateLimited, RateLimited, Refused, Reply]
+    assert [type(each) for each in got] == [RateLimited, RateLimited, Reply, Reply]
     assert {each.cause for each in got[:2]} == {"in_doubt"}
-    assert len(caplog.records) == 2
+    assert [record.getMessage().count("sent as words in the prompt") for record in caplog.records] == [1]
     assert len(sent[3]["messages"]) == 2
 
 
+def ask_of(key: str, **more: Any) -> Request:
+    """One record's request."""
+    return replace(request(**more), key=key)
+
+
+def connected(*answers: Any, mode: str = "native") -> tuple[OpenAI, list[dict[str, Any]]]:
+    """A provider whose server gives these answers, and the bodies that it was sent."""
+    recorder = Recorder(list(answers))
+    return OpenAI(recorder, ProviderSpec("any", schema_mode=mode)), recorder.asked
+
+
+def how(body: dict[str, Any]) -> str:
+    """The way in which a body tells the schema."""
+    if "response_format" not in body:
+        return "tool" if "tools" in body else "words"
+    return "strict" if "strict" in body["response_format"]["json_schema"] else "loose"
+
+
 async def test_calls_in_flight_that_are_refused_alike_ask_again_in_the_way_that_holds_now() -> None:
-    provider = OpenAI(Recorder([]), ProviderSpec("any"))
-    ladder = provider._shaping.ladder(request())
+    shaping = Shaping("native")
+    ladder, first = shaping.way(ask_of("a"))
     assert ladder is not None
-    first = ladder.way
+    assert first is not None
     error = Refused(TOO_STRICT, cause="http_400", status=400)
-    assert all(ladder.refused(first, error, 400) for _ in range(3))
-    assert ladder.way is not first
-    assert "strict" not in ladder.way.fields["response_format"]["json_schema"]
+    assert all(ladder.refused(first, error, 400, key) for key in "abc")
+    _, looser = shaping.way(ask_of("a"))
+    assert looser is not None
+    ladder.answered(looser, "a")
+    assert ladder.refused(first, error, 400, "d")
+    assert {id(shaping.way(ask_of(key))[1]) for key in "abcd"} == {id(looser)}
+    assert "strict" not in looser.fields["response_format"]["json_schema"]
+
+
+async def test_a_record_that_is_refused_in_every_way_takes_the_schema_from_nobody_else() -> None:
+    own = refusal("Invalid message: it mentions a function.")
+    provider, sent = connected(own, own, own, answer(), answer())
+    errors = []
+    for _ in range(3):
+        with pytest.raises(BatchError) as caught:
+            await provider.complete(ask_of("bad"), Trail())
+        errors.append(type(caught.value))
+    assert errors == [RateLimited, RateLimited, Refused]
+    await provider.complete(ask_of("good"), Trail())
+    await provider.complete(ask_of("bad"), Trail())
+    assert [how(body) for body in sent] == ["strict", "loose", "words", "strict", "strict"]
+
+
+async def test_others_keep_the_way_until_a_refused_record_is_answered_in_a_looser_one() -> None:
+    provider, sent = connected(refusal(TOO_STRICT), refusal(TOO_STRICT), answer(), answer(), answer())
+    for key in "ab":
+        with pytest.raises(RateLimited):
+            await provider.complete(ask_of(key), Trail())
+    for key in "abc":
+        await provider.complete(ask_of(key), Trail())
+    assert [how(body) for body in sent] == ["strict", "strict", "loose", "loose", "loose"]
+
+
+async def test_each_model_that_records_name_has_a_ladder_of_its_own() -> None:
+    provider, sent = connected(refusal(NO_FORMAT), refusal(NO_FORMAT), answer(), answer(), answer(), answer())
+    for _ in range(2):
+        with pytest.raises(RateLimited):
+            await provider.complete(ask_of("a", model="old"), Trail())
+    for model in ("old", "new", "old", "new"):
+        await provider.complete(ask_of("b" if model == "new" else "a", model=model), Trail())
+    ways = [(body["model"], how(body)) for body in sent[2:]]
+    assert ways == [("old", "words"), ("new", "strict"), ("old", "words"), ("new", "strict")]
+
+
+@pytest.mark.parametrize("mode", ["native", "tool", "prompt"])
+@pytest.mark.parametrize("name", ["response_format", "tools", "functions", "guided_json"])
+async def test_nothing_is_added_to_a_shape_that_the_request_tells_itself(mode: str, name: str) -> None:
+    own = request(**{name: "mine"})
+    (sent,), _ = await ask(mode, own, answer())
+    assert sent == {**own.body, "model": "any"}
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("No endpoints found that can handle the requested parameters (response_format)", 404),
+        ("response_format json_schema is not implemented", 501),
+        ("unsupported parameter: response_format", 400),
+        ("Bad request: unsupported parameter", 400),
+        ("This model does not support structured outputs", 400),
+        ("'response_format.type' must be 'text' or 'json_object'", 400),
+        ("Invalid schema: keyword 'pattern'", 422),
+        ("Failed to compile the grammar", 400),
+        ("strict is not supported", 400),
+    ],
+)
+async def test_a_refusal_that_names_the_feature_in_other_words_counts(words: str, status: int) -> None:
+    sent, (first, second) = await ask("native", request(), refusal(words, status), answer())
+    assert first.cause == "in_doubt"
+    assert isinstance(second, Reply)
+    assert how(sent[1]) == "loose"
 
 
 @pytest.mark.parametrize(
     "error",
     [
         refusal("Invalid value for temperature."),
+        refusal("your message mentions a function that is prohibited"),
+        refusal("The text speaks of tools and a schema of violence."),
+        refusal("unsupported parameter: temperature"),
         refusal(TOO_STRICT, 403),
         refusal("The generated JSON breaks the schema.", code="json_validate_failed"),
         refusal("The prompt about a schema was filtered.", code="content_filter"),
@@ -194,3 +283,10 @@ async def test_words_that_name_it_outside_a_refusal_change_nothing() -> None:
     assert isinstance(error, Overloaded)
     _, (gone,) = await ask("native", request(), refusal("model: strict", 404))
     assert isinstance(gone, RouteGone)
+
+
+async def test_a_refusal_beside_a_fitting_answer_or_tool_call_is_a_refusal() -> None:
+    _, (said,) = await ask("native", request(), answer(refusal="I can't."))
+    call = {"type": "function", "function": {"name": "answer", "arguments": '{"a": 1}'}}
+    _, (called,) = await ask("tool", request(), answer(None, tool_calls=[call], refusal="I can't."))
+    assert [(each.finish, each.text) for each in (said, called)] == [("refusal", "I can't.")] * 2

@@ -57,7 +57,8 @@ def test_a_schema_that_strict_mode_takes_goes_as_it_is(document: Any) -> None:
          within({"$ref": "#/$defs/x"}, **{"$defs": {"x": A}})),
         (within({"$ref": "#/$defs/x", "description": "d"}, **{"$defs": {"x": A}}),
          within({"$ref": "#/$defs/x"}, **{"$defs": {"x": A}})),
-        ({**CLOSED, "anyOf": [{"required": ["a"]}, {"not": {}}]}, CLOSED),
+        ({**CLOSED, "anyOf": [{"required": ["a"]}, {"title": "t"}]}, CLOSED),
+        (within({**A, "not": {"const": "x"}}), CLOSED),
         ({"$ref": "#/$defs/x", "$defs": {"x": CLOSED}}, {**CLOSED, "$defs": {"x": CLOSED}}),
     ],
 )  # fmt: skip
@@ -89,6 +90,17 @@ def test_what_only_narrows_is_not_sent(document: Any, sent: Any) -> None:
         within({"$ref": "#/properties/b"}, **{"$defs": {}}),
         {**CLOSED, "properties": {"a": True}},
         {"type": "array", "items": {"$ref": "#"}},
+        {**CLOSED, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {**CLOSED, "oneOf": [{"required": ["a"]}, {"title": "t"}]},
+        {**CLOSED, "anyOf": [{"required": ["a"]}, {"not": {"required": ["a"]}}]},
+        {**CLOSED, "maxProperties": 1},
+        {**CLOSED, "minProperties": 2},
+        {**CLOSED, "dependentRequired": {"a": []}},
+        {**CLOSED, "not": {"required": ["a"]}},
+        within({"type": "array", "items": CLOSED, "contains": {"maxProperties": 0}}),
+        {"anyOf": [CLOSED, NULL], "required": ["b"]},
+        within({"$ref": "#/$defs/x", "required": ["b"]}, **{"$defs": {"x": CLOSED}}),
+        {"$ref": "#/$defs/x", "maxProperties": 1, "$defs": {"x": CLOSED}},
     ],
 )
 def test_what_a_closed_object_could_not_hold_is_sent_without_strict(document: Any) -> None:
@@ -144,6 +156,81 @@ def test_nulls_for_what_is_left_out_go_and_nulls_that_are_meant_stay(answer: Any
     before = repr(answer)
     assert form.restore(answer) == meant
     assert repr(answer) == before
+
+
+def record(required: list[str], **properties: Any) -> dict[str, Any]:
+    """An open object."""
+    return {"type": "object", "properties": properties, "required": required}
+
+
+MAYBE: dict[str, Any] = {"type": ["string", "null"]}
+KINDS = {
+    "x": record(["k"], k={"$ref": "#/$defs/a"}, c=A),
+    "y": record(["k", "c"], k={"$ref": "#/$defs/b"}, c=MAYBE),
+}
+CHOICES: dict[str, tuple[dict[str, Any], Any, Any]] = {
+    "kinds told by references": (
+        record(["r"], r={"anyOf": [{"$ref": "#/$defs/x"}, {"$ref": "#/$defs/y"}]})
+        | {"$defs": {"a": {"const": "a"}, "b": {"const": "b"}, **KINDS}},
+        {"r": {"k": "b", "c": None}},
+        {"r": {"k": "b", "c": None}},
+    ),
+    "kinds told by patterns": (
+        record(
+            ["r"],
+            r={"anyOf": [record(["k"], k={**A, "pattern": p}, c=c) for p, c in (("^a", A), ("^b", MAYBE))]},
+        ),
+        {"r": {"k": "a", "c": None}},
+        {"r": {"k": "a"}},
+    ),
+    "arrays": (
+        {"anyOf": [{"type": "array", "items": record([n], b=A, c=A, a=A)} for n in "ac"]},
+        {"answer": [{"a": None, "b": None, "c": "x"}, {"a": None, "b": "y", "c": "z"}]},
+        [{"c": "x"}, {"b": "y", "c": "z"}],
+    ),
+    "the same names": (
+        record(["r"], r={"oneOf": [record(["a"], a=A, b=A), record(["b"], a=A, b=A)]}),
+        {"r": {"a": None, "b": "x"}},
+        {"r": {"b": "x"}},
+    ),
+    "what is not to be null": (record([], a={**MAYBE, "not": NULL}), {"a": None}, {}),
+    "a property called as the wrapping": (
+        {"anyOf": [record(["answer"], answer=A), NULL]},
+        {"answer": "x"},
+        {"answer": "x"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_where_the_schema_leaves_a_choice_what_it_takes_is_chosen(name: str) -> None:
+    document, answer, meant = CHOICES[name]
+    form = strict_form(document)
+    assert form is not None
+    assert form.restore is not None
+    assert form.restore(answer) == meant
+    assert Schema.load(document, "s").accepts(meant)
+
+
+def test_choices_within_choices_take_no_time_that_grows_beyond_reason() -> None:
+    other, node = {"$ref": "#/$defs/y"}, {"$ref": "#/$defs/x"}
+    either = {"anyOf": [node, other]}
+    document = record(["r"], r=either) | {
+        "$defs": {
+            "x": record(["k", "n"], k={"const": 1}, c=A, n={"anyOf": [*either["anyOf"], NULL]}),
+            "y": record(
+                ["k", "n"], k={"type": "integer", "minimum": 2}, c=A, n={"anyOf": [other, node, NULL]}
+            ),
+        }
+    }
+    form = strict_form(document)
+    assert form is not None
+    assert form.restore is not None
+    answer, meant = None, None
+    for depth in range(12):
+        answer = {"k": 1 + depth % 2, "c": None, "n": answer}
+        meant = {"k": 1 + depth % 2, "n": meant}
+    assert form.restore({"r": answer}) == {"r": meant}
 
 
 def test_an_answer_that_is_no_object_is_wrapped_for_the_server_and_unwrapped_here() -> None:

@@ -1,7 +1,7 @@
 """How a server is told what shape an answer has to have: natively, by a forced tool, or in words.
 
 A `Ladder` belongs to one schema and model on one connection: it begins with the way that was asked for. When
-the server refuses that and answers the same record in a looser way, it goes down to this, once a run and never
+the server refuses that and answers the same record in a looser way, it goes down to it, once a run and never
 up again. It sends nothing; `openai` and `fake` ask it for each request.
 """
 

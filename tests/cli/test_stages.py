@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -234,18 +235,21 @@ name = "slow"
 run = "steps.py:slow"
 """
     _job(tmp_path, [f"text {n}" for n in range(12)], job)
+    os.mkfifo(tmp_path / "all_came")
     (tmp_path / "steps.py").write_text(
-        "import os, time\n"
+        "import os, threading\n"
+        "came = []\n"
         "def slow(record, key):\n"
         "    with open('keys.txt', 'a') as file: file.write(f\"{record['id']} {key}\\n\")\n"
-        "    if os.environ.get('SLOW') and record['id'] > 3: time.sleep(60)\n"
+        "    came.append(key)\n"
+        "    if os.environ.get('SLOW') and len(came) == 12: open('all_came', 'w').close()\n"
+        "    if os.environ.get('SLOW') and record['id'] > 3: threading.Event().wait()\n"
     )
     with simulated() as server:
         args = ("in.jsonl", "-j", "job.toml", "-m", "openai/x", "--base-url", server.url, *again)
-        with started(tmp_path, *args, "-vv", env={"SLOW": "1"}) as process:
+        with started(tmp_path, *args, "-vv", "--grace", "0.1", env={"SLOW": "1"}) as process:
             wait_for_settled(process, 4)
-            while server.stats()["requests"] < 12 or "11 " not in (tmp_path / "keys.txt").read_text():
-                pass
+            (tmp_path / "all_came").read_bytes()  # until the last of them opens it, too
             process.terminate()
             process.communicate()
         lines = (tmp_path / "in.jsonl").read_text().splitlines(True)

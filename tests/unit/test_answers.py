@@ -37,7 +37,8 @@ def test_a_cut_answer_is_asked_again_however_its_end_is_spelt(finish: str) -> No
     provider = Answers(_read(_body(finish)), "whole")
 
     async def main() -> Reply:
-        return await Structured(provider, schema=None, repair=1, stop=Stop()).complete(request(), Trail())
+        layer = Structured(provider, schema=None, repair=1, stop=Stop())
+        return await layer.complete(request(max_tokens=100), Trail())
 
     assert anyio.run(main).text == "whole"
     assert len(provider.requests) == 2

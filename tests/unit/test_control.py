@@ -269,7 +269,7 @@ def test_a_client_waits_for_a_run_that_has_its_folder_but_no_socket_yet(path: Pa
         answers: list[Any] = []
 
         async def client() -> None:
-            answers.append(await ask(path, {"do": "status"}))
+            answers.append(await ask(path, {"do": "status"}, longest_start=60))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(client)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from batchllm.job import values
-from batchllm.job.table import files, row
-from batchllm.model import frozen
+from batchllm.job.table import files, row, rows
 
 
-@frozen
+@rows
 class FileSettings:
     """The first rows of the table: where records come from and where outcomes go."""
 

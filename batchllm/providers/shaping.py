@@ -9,34 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable
 from typing import Any
 
-from batchllm.errors import BatchError, RateLimited, Refused, RouteGone
+from batchllm.errors import BatchError, RateLimited
 from batchllm.model import Request, frozen
 from batchllm.schema import StrictForm, strict_form
 
 NAME = "answer"
 """What the format and the tool are called."""
 
-_NAMES_IT = re.compile(
-    r"response[_ ]?formats?\b|json[_ ]?schema|guided[_ ]json|structured[ _-]?outputs?|json mode"
-    r"|\btool[_ -]?(?:choices?|calls?|calling|use)\b|\bfunction[_ -]?call(?:s|ing)?\b|additionalproperties"
-    r"|\btools[.\[]|unsupported parameters?\W*$",
-    re.IGNORECASE,
-)
-"""Parameters, and words that have no other meaning; the last of it may mean any parameter."""
-_MAY_NAME_IT = re.compile(r"\bschemas?\b|\bgrammars?\b|\btools?\b|\bfunctions?\b|\bstrict\b", re.IGNORECASE)
-_OF_REQUESTS = re.compile(
-    r"\b(?:un)?support|\binvalid\b|unrecogni[sz]ed|\bunknown\b|unexpected|\bextra\b|not (?:permitted|allowed)"
-    r"|\bargument|\bparam|\bfield|implement|\benabled?\b|\bcompil|\bkeywords?\b|\bpropert|\bcomplex",
-    re.IGNORECASE,
-)
-"""What makes a word of those speak of the request, and not of what a record says."""
-_LACKS_IT = re.compile(r"\b(?:un)?support|\bimplement|\bhandle the requested param", re.IGNORECASE)
-_STATUSES = frozenset({200, 400, 404, 415, 422, 501})
-"""200: gateways that put the error into the body."""
 _OWN = frozenset(
     {
         *("response_format", "tools", "tool_choice", "functions", "function_call", "structured_outputs"),
@@ -44,10 +26,6 @@ _OWN = frozenset(
     }
 )
 """Parameters by which users tell a shape themselves."""
-_OTHERS = frozenset(
-    {"content_filter", "moderation", "model_not_found", "json_validate_failed", "tool_use_failed"}
-)
-"""Causes that speak of one record or of the model, whatever words they use."""
 
 
 @frozen
@@ -101,7 +79,9 @@ class Ladder:
     def refused(self, way: Way, error: BatchError, status: int, key: str) -> bool:
         """Whether a refusal may be about the way, so that the record is to be asked again in a looser one."""
         self.doubtful.pop(key, None)
-        if way.words is not None or not _is_about_it(error, status):
+        from batchllm.providers.refusals import about_shape  # its patterns take a while to compile
+
+        if way.words is not None or not about_shape(error, status):
             return False
         if self.settled:
             return self._place(way) < self._place(self.way)  # sent before others were refused alike
@@ -210,15 +190,3 @@ def _words(schema: dict[str, Any]) -> str:
         "Answer with one JSON value that satisfies the JSON Schema below, and with nothing else: no "
         f"explanation, no code fence.\n\n{json.dumps(schema, ensure_ascii=False)}"
     )
-
-
-def _is_about_it(error: BatchError, status: int) -> bool:
-    """Whether a refusal speaks of the schema or of the feature that carries it."""
-    said = error.message
-    if status not in _STATUSES:
-        return False
-    if not _NAMES_IT.search(said) and not (_MAY_NAME_IT.search(said) and _OF_REQUESTS.search(said)):
-        return False
-    if isinstance(error, Refused):
-        return error.cause not in _OTHERS
-    return isinstance(error, RouteGone) and _LACKS_IT.search(said) is not None

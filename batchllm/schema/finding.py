@@ -1,4 +1,4 @@
-"""Find the JSON value in a model's answer, whatever stands around it: fences, reasoning, prose.
+"""The JSON value in a model's answer, which mostly is all there is; `prose` digs out what isn't.
 
 Pure; the work grows linearly with the text, however hostile that is. `layers/structured` calls it.
 """
@@ -6,30 +6,14 @@ Pure; the work grows linearly with the text, however hostile that is. `layers/st
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
-# Bounds on the work for hostile text, far beyond what a real answer needs.
-_MAX_ACCEPTS = 50
-_MAX_UNCLOSED = 4
-_MAX_DEPTH = 1000
-
 # Finding digits so is several times faster than with a pattern.
 _DIGITS_TO_0 = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * 16
-_OPENING = re.compile(r"[{\[]")
-_MARK = re.compile(r'["{}\[\]]')
-_STRING_BODY = re.compile(r'[^"\\\n]*+(?:\\.[^"\\\n]*+)*+')
-_FENCE = re.compile(r"```[ \t]*(json\w*)?\s*", re.IGNORECASE)
-# No JSON string holds a raw line break, so a tag at the start of a line is never part of a value.
-_THINK = re.compile(r"(?:^[ \t]*|(?<=</think>)\s*)<think>", re.MULTILINE)
-_THINK_END = "</think>"
-_LONE_THINK_END = re.compile(r"^[ \t]*</think>[ \t]*$", re.MULTILINE)
-_NUMBER = re.compile(r"-?\d++(?:\.\d++)?(?:[eE][+-]?\d++)?", re.ASCII)
-_DECODER = json.JSONDecoder()
 
 
 def find_json(text: str, accept: Callable[[Any], bool] | None = None) -> Any:
@@ -43,37 +27,16 @@ def find_json(text: str, accept: Callable[[Any], bool] | None = None) -> Any:
     """
     whole = text.strip().removeprefix("\ufeff")
     try:
-        return _parse(whole)
+        return parse(whole)
     except ValueError:
         pass
-    answer = _without_reasoning(whole).strip() if "think>" in whole else whole
-    if answer != whole:
-        try:
-            return _parse(answer)
-        except ValueError:
-            pass
-    found = sorted(_candidates(answer), key=lambda candidate: candidate[:3], reverse=True)
-    if not found:
-        raise ValueError(_why_none(answer))
-    if accept is not None and len(found) > 1:
-        for *_, value in found[:_MAX_ACCEPTS]:
-            if accept(value):
-                return value
-    return found[0][3]
+    from batchllm.schema.prose import dug_out  # its patterns take a while to compile
+
+    return dug_out(whole, accept)
 
 
-def _candidates(text: str) -> Iterator[tuple[bool, bool, int, Any]]:
-    """What parses: whether it opens a fence, whether it is an object, where it starts, the value."""
-    fenced = {fence.end() for n, fence in enumerate(_FENCE.finditer(text)) if fence[1] or n % 2 == 0}
-    for start, end in _regions(text):
-        try:
-            value = _parse(text[start:end])
-        except ValueError:
-            continue
-        yield start in fenced, isinstance(value, dict), start, value
-
-
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+    """The JSON that a text is, integers exact; raises ValueError."""
     value = orjson.loads(text)
     if not holds_long_number(text.encode(errors="replace")):
         return value
@@ -86,75 +49,3 @@ def _parse(text: str) -> Any:
 def holds_long_number(text: bytes) -> bool:
     """Whether JSON may hold an integer beyond 64 bits, of which orjson makes a float."""
     return _LONG_NUMBER in text.translate(_DIGITS_TO_0)
-
-
-def _why_none(answer: str) -> str:
-    opening = _OPENING.search(answer)
-    if opening is None:
-        if _NUMBER.fullmatch(answer):
-            return "the answer is a number that is too large to be read"
-        return "there is no JSON in the answer"
-    try:
-        _parse(answer[opening.start() :])
-    except ValueError as error:
-        return f"the JSON in the answer doesn't parse: {error}"
-    return "there is no JSON in the answer"
-
-
-def _without_reasoning(text: str) -> str:
-    """The text less its `<think>…</think>` blocks; one that never ends takes the rest with it."""
-    kept: list[str] = []
-    at = 0
-    while block := _THINK.search(text, at):
-        kept.append(text[at : block.start()])
-        end = text.find(_THINK_END, block.end())
-        at = len(text) if end < 0 else end + len(_THINK_END)
-    kept.append(text[at:])
-    answer = "".join(kept)
-    # Where the server's chat template has opened the block itself, only its end is in the answer.
-    lone = _LONE_THINK_END.search(answer)
-    return answer[lone.end() :] if lone else answer
-
-
-def _regions(text: str) -> Iterator[tuple[int, int]]:
-    """The outermost balanced `{…}` and `[…]`, left to right; they never overlap."""
-    at = unclosed = 0
-    while unclosed < _MAX_UNCLOSED and (opening := _OPENING.search(text, at)):
-        start = opening.start()
-        end = _closing(text, start)
-        if end is None:
-            unclosed += 1
-            at = _breaks_off(text, start)
-        else:
-            yield start, end
-            at = end
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Where the bracket at `start` is closed again, strings skipped; None where it never is."""
-    depth = 0
-    at = start
-    while mark := _MARK.search(text, at):
-        at = mark.end()
-        if mark[0] == '"':
-            string = _STRING_BODY.match(text, at)
-            at = string.end() + text.startswith('"', string.end()) if string else at
-        elif mark[0] in "{[":
-            depth += 1
-            if depth > _MAX_DEPTH:
-                return None
-        else:
-            depth -= 1
-            if depth == 0:
-                return at
-    return None
-
-
-def _breaks_off(text: str, start: int) -> int:
-    """Up to where the unclosed bracket at `start` reads as JSON: what follows may be something else."""
-    try:
-        return _DECODER.raw_decode(text, start)[1]
-    except json.JSONDecodeError as error:
-        return len(text) if error.msg.startswith("Unterminated string") else max(error.pos, start + 1)
-    except (RecursionError, ValueError):
-        return len(text)

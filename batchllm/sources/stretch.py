@@ -6,7 +6,6 @@ Pure: it stops before the first line that needs a closer look, which the source 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import orjson
 
@@ -14,20 +13,13 @@ from batchllm.model import Record
 from batchllm.schema import holds_long_number
 
 
-class Stretch(NamedTuple):
-    """What was made of some lines: records that aren't settled, how many lines in all, and their bytes."""
-
-    records: list[Record]
-    lines: int
-    size: int
-
-
 def stretch_of(
     lines: Sequence[bytes], seq: int, id_field: str, settled: Callable[[int], bool] | None
-) -> Stretch:
+) -> tuple[list[Record], int, int]:
     """The records of `lines`, the first of which is number `seq`, up to one that is not quite plain.
 
-    Plain is a JSON object with an id and without numbers that would not fit. Sizes count line ends.
+    Plain is a JSON object with an id and without numbers that would not fit. Gives the records that aren't
+    settled, how many lines there were in all, and their bytes, line ends included.
     """
     records: list[Record] = []
     first, size = seq, 0
@@ -48,4 +40,4 @@ def stretch_of(
             break
         seq += 1
         size += len(line) + 1
-    return Stretch(records, seq - first, size)
+    return records, seq - first, size

@@ -22,12 +22,12 @@ _TIME = (
 _HOURS = r"T(?:\d+H(?:\d+M(?:\d+S)?)?|\d+M(?:\d+S)?|\d+S)"
 _DURATION = rf"P(?:\d+W|{_HOURS}|(?:\d+Y(?:\d+M(?:\d+D)?)?|\d+M(?:\d+D)?|\d+D)(?:{_HOURS})?)"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_POINTER = r"(?:/(?:[^~/]|~[01])*+)*+"
+_POINTER = r"(?:/(?:[^~/]|~[01])*)*"
 _RELATIVE_POINTER = rf"(?:0|[1-9]\d*)(?:[+-](?:0|[1-9]\d*))?(?:#|{_POINTER})"
-_VARIABLE = r"(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2})(?:\.?(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2}))*+(?::[1-9]\d{0,3}|\*)?"
+_VARIABLE = r"(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2})(?:\.?(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2}))*(?::[1-9]\d{0,3}|\*)?"
 _TEMPLATE = (
     r"(?:[^\x00-\x20\x7f-\x9f\"<>\\^`{|}%]|%[0-9A-Fa-f]{2}"
-    rf"|\{{[+#./;?&=,!@|]?{_VARIABLE}(?:,{_VARIABLE})*+\}})*+"
+    rf"|\{{[+#./;?&=,!@|]?{_VARIABLE}(?:,{_VARIABLE})*\}})*"
 )
 _BEYOND_ASCII = "\u00a0-\ud7ff\uf900-\ufdcf\ufdf0-\uffef\U00010000-\U000dffff"
 _PRIVATE = "\ue000-\uf8ff\U000f0000-\U0010ffff"
@@ -38,13 +38,13 @@ def _references(beyond: str, private: str) -> tuple[str, str]:
     plain, escape = rf"A-Za-z0-9._~!$&'()*+,;={beyond}-", "%[0-9A-Fa-f]{2}"
     char = rf"(?:[:@{plain}]|{escape})"
     authority = (
-        rf"(?:(?:[:{plain}]|{escape})*+@)?(?:\[(?P<literal>[^\]]*)\]|(?:[{plain}]|{escape})*+)(?::\d*+)?"
+        rf"(?:(?:[:{plain}]|{escape})*@)?(?:\[(?P<literal>[^\]]*)\]|(?:[{plain}]|{escape})*)(?::\d*)?"
     )
-    hosted = rf"//{authority}(?:/{char}*+)*+"
-    absolute, rootless = rf"/(?:{char}++(?:/{char}*+)*+)?", rf"{char}++(?:/{char}*+)*+"
-    unlike_a_scheme = rf"(?:[@{plain}]|{escape})++(?:/{char}*+)*+"
-    rest = rf"(?:\?(?:[:@/?{private}{plain}]|{escape})*+)?(?:#(?:[:@/?{plain}]|{escape})*+)?"
-    address = rf"[A-Za-z][A-Za-z0-9+.-]*+:(?:{hosted}|{absolute}|{rootless}|){rest}"
+    hosted = rf"//{authority}(?:/{char}*)*"
+    absolute, rootless = rf"/(?:{char}+(?:/{char}*)*)?", rf"{char}+(?:/{char}*)*"
+    unlike_a_scheme = rf"(?:[@{plain}]|{escape})+(?:/{char}*)*"
+    rest = rf"(?:\?(?:[:@/?{private}{plain}]|{escape})*)?(?:#(?:[:@/?{plain}]|{escape})*)?"
+    address = rf"[A-Za-z][A-Za-z0-9+.-]*:(?:{hosted}|{absolute}|{rootless}|){rest}"
     return address, rf"(?:{hosted}|{absolute}|{unlike_a_scheme}|){rest}"
 
 
@@ -85,7 +85,7 @@ def _is_date_time(text: str) -> bool:
 
 def _is_hostname(text: str) -> bool:
     """RFC 1123, 2.1; a label that is encoded has to be what Punycode writes."""
-    if len(text) > 253 or not _is(rf"{_LABEL}(?:\.{_LABEL})*+", text):
+    if len(text) > 253 or not _is(rf"{_LABEL}(?:\.{_LABEL})*", text):
         return False
     return all(_is_decodable(label) for label in text.lower().split(".") if label[2:4] == "--")
 

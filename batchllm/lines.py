@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 LONGEST_RAW = 64 << 10
 """Characters of a raw answer that a dead letter holds."""
 
-_OWN = frozenset({"variant", "expected", "correct"})
+_OWN = frozenset(
+    {
+        *("variant", "expected", "correct", "stages", "skipped", "cached", "fallback"),
+        *("error_kind", "error_message"),
+    }
+)
 """Names that mean something in a result even where it has none of them."""
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]|[^\s,:\[\]{}"]++')
 
@@ -61,14 +66,12 @@ def output_line(done: Done, shape: Shape) -> bytes:
         "finished_at": stamp(done.at),
         "request_id": reply.request_id,
     }
-    if record.variant is not None or trail.answers is not None:
+    if record.variant is not None or trail.answers is not None or reply.fallback:
         fields |= _run_fields(done)
     if reply.cached:
         fields["cached"] = True
     if shape.expect is not None:
         fields |= shape.expect.verdict(record.data, reply.value)
-    if reply.fallback:
-        fields["fallback"] = True
     line = dumps(fields)
     if shape.keep and (kept := _kept(record, shape.keep, fields)):
         line = line[:-1] + b"," + kept + b"}"
@@ -83,7 +86,8 @@ def failed_line(dead: Dead, shape: Shape) -> bytes:
     if shape.emit == "openai-batch":
         error = {"code": dead.error.kind, "message": dead.error.message}
         return dumps(_batch_head(dead.record) | {"response": None, "error": error} | fields) + b"\n"
-    line = dumps({"id": dead.record.id, "seq": dead.record.seq} | fields)
+    fields = {"id": dead.record.id, "seq": dead.record.seq} | fields
+    line = dumps(fields)
     if shape.keep and dead.record.data is not None and (kept := _kept(dead.record, shape.keep, fields)):
         line = line[:-1] + b"," + kept + b"}"
     return line + b"\n"
@@ -238,13 +242,13 @@ def _kept(record: Record, keep: tuple[str, ...], taken: dict[str, Any]) -> bytes
 
 def _answer_fields(done: Done) -> dict[str, Any]:
     value = done.reply.value
-    fields = value if isinstance(value, dict) else {"output": value}
-    return fields | {"fallback": True} if done.reply.fallback else fields
+    return value if isinstance(value, dict) else {"output": value}
 
 
 def _run_fields(done: Done) -> dict[str, Any]:
-    """What a run with variants or stages tells beside the answer."""
-    return _variant(done.record) | (_stages(done.trail) if done.trail.answers is not None else {})
+    """What a run with variants, stages or models that stand by tells beside the answer."""
+    fields = _variant(done.record) | (_stages(done.trail) if done.trail.answers is not None else {})
+    return fields | ({"fallback": True} if done.reply.fallback else {})
 
 
 def _variant(record: Record) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Frozen values without behaviour; every room may import this one, and it imports 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, dataclass_transform
 from zlib import crc32
@@ -188,6 +188,17 @@ class Attempt:
 NO_USAGE = Usage()
 
 
+def told_attempts(
+    calls: int, at: float, seconds: float, usage: Usage, stages: Iterable[str] = ()
+) -> list[Attempt]:
+    """So many calls, of which a line tells the last alone: of more than `stages` some were tried again."""
+    names: list[str | None] = [*stages] or [None]
+    attempts = [Attempt(at, 0.0, stage=name) for name in (names + names[-1:] * calls)[:calls]]
+    if attempts:
+        attempts[-1] = Attempt(at, seconds, usage, stage=attempts[-1].stage)
+    return attempts
+
+
 @dataclass(slots=True)
 class Trail:
     """One record's calls, its deadline and what it has used; touched by its worker alone.
@@ -242,6 +253,7 @@ class Trail:
                 "stage": stage,
                 "value": reply.value,
                 "model": reply.model,
+                **({"fallback": True} if reply.fallback else {}),
                 "finish": reply.finish,
                 "calls": len(calls),
                 "usage": used.to_dict(),

@@ -114,10 +114,12 @@ class Pipeline:
     ) -> Outcome:
         """Stage after stage, but for those that were answered before and those that `when` leaves out."""
         reply: Reply | None = None
+        stood_in = False
         answers = trail.answers = dict(record.answers or {})
         for told in self._answered.pop(record.unit, ()):
             trail.recall(told)
             reply = Reply("", told["value"], Usage(), told["finish"], told["model"])
+            stood_in = stood_in or bool(told.get("fallback"))
         answers = trail.answers
         skipped: list[str] = []
         trail.skipped = skipped
@@ -145,12 +147,15 @@ class Pipeline:
                 if _cancelled_by_us():
                     raise
                 return Dead(record, replace(_CANCELLED, stage=name), trail, time.time())
+            stood_in = stood_in or reply.fallback
             note = trail.answered(record, name, reply)
             answers = trail.answers
             if stage is not stages[-1]:
                 emit(note)
         if reply is None:
             reply = Reply("", next(reversed(answers.values()), None), Usage(), None, "")
+        if stood_in and not reply.fallback:
+            reply = replace(reply, fallback=True)  # an earlier answer was not of the model that was asked
         return Done(record, reply, trail, time.time())
 
     def _key(self, stage: Stage, number: int, record: Record) -> str:

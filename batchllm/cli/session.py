@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,8 @@ def start(loaded: Loaded, retry: Again | None = None) -> int:
     log.addHandler(logging.NullHandler() if loaded.job.quiet else ui.Notes())
     if not loaded.job.quiet:
         log.setLevel(logging.INFO)
-    return run_in_loop(_session, loaded, retry)
+    with redirect_stdout(sys.stderr):  # what functions of the user's print is no data
+        return run_in_loop(_session, loaded, retry)
 
 
 async def _session(loaded: Loaded, retry: Again | None) -> int:
@@ -92,7 +93,7 @@ class _Session:
         job = self.loaded.job
         if job.quiet:
             return "none"
-        to_terminal = on_stdout and sys.stdout is not None and sys.stdout.isatty()
+        to_terminal = on_stdout and sys.__stdout__ is not None and sys.__stdout__.isatty()
         return ui.kind_for(job.progress, data_on_terminal=to_terminal)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from batchllm.errors import ConfigError
 
-WAYS = "write python/package.module:function or python/./path/file.py:function"
+WAYS = "write package.module:function or ./path/file.py:function, behind python/ where it is a model"
 
 
 def found(what: str, folder: Path | None = None) -> Callable[..., Any]:

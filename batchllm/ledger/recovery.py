@@ -20,7 +20,7 @@ from batchllm.ledger.folder import boot_id, writing
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, SIZE, Entry, agrees, of_lines, pack, unpack
 from batchllm.ledger.settled import Settled
 from batchllm.ledger.swap import commit
-from batchllm.model import Attempt, Dead, Done, Failure, Outcome, Record, Reply, Trail, Usage
+from batchllm.model import Dead, Done, Failure, Outcome, Record, Reply, Trail, Usage, told_attempts
 from batchllm.summary import Summary
 
 if TYPE_CHECKING:
@@ -310,12 +310,8 @@ def outcome_of(entry: Entry, line: bytes) -> Outcome:
     """As much of the outcome as entry and letter tell: what a Summary counts."""
     usage = Usage(entry.input_tokens, entry.output_tokens, entry.cached_tokens)
     told = orjson.loads(line) if entry.kind == DEAD or b'"stages":' in line else {}
-    names = list(told.get("stages", ())) or [None]  # of more calls than stages some were tried again
-    stages = (names + names[-1:] * entry.calls)[: entry.calls]
-    calls = [Attempt(entry.at, entry.latency, stage=stage) for stage in stages]
-    if calls:
-        calls[-1] = Attempt(entry.at, entry.latency, usage, stage=stages[-1])
-    trail = Trail(attempts=calls)
+    stages = told.get("stages", ())
+    trail = Trail(attempts=told_attempts(entry.calls, entry.at, entry.latency, usage, stages))
     record = Record(entry.unit, entry.unit, None, b"")
     if "stages" in told:
         trail.answers, trail.skipped = told["stages"], told.get("skipped")

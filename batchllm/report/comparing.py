@@ -11,7 +11,7 @@ from typing import Any
 
 from batchllm.errors import ConfigError
 from batchllm.expected import Expectation
-from batchllm.model import Attempt, Dead, Done, Failure, Record, Reply, Trail, Usage, frozen
+from batchllm.model import Attempt, Dead, Done, Failure, Record, Reply, Trail, Usage, frozen, told_attempts
 from batchllm.report import rows
 from batchllm.report.labels import as_compared, label
 from batchllm.report.pairing import Pair, Pairing
@@ -94,10 +94,9 @@ class _Reader:
             return
         calls, at = rows.whole(row, "attempts", rows.MOST_CALLS), rows.seconds(row, "finished_at")
         usage, cost, seq, output = rows.usage(row), rows.cost(row), rows.whole(row, "seq"), row["output"]
-        attempts = []
-        if calls:
-            attempts = [Attempt(at, 0.0)] * (calls - 1)
-            attempts.append(Attempt(at, rows.number(row, "latency_s"), usage))
+        stages = row.get("stages")
+        seconds = rows.number(row, "latency_s") if calls else 0.0
+        attempts = told_attempts(calls, at, seconds, usage, stages if isinstance(stages, dict) else ())
         tally = self._tally(rows.variant(row))
         tally.summary.add(
             Done(_NO_RECORD, Reply("", None, Usage(), None, row["model"]), Trail(attempts=attempts), at)
@@ -110,7 +109,12 @@ class _Reader:
         """Count a dead letter."""
         error, at, cost = row["error"], rows.seconds(row, "at"), rows.cost(row)
         attempts = [
-            Attempt(at, rows.number(one, "seconds"), None if one["usage"] is None else rows.usage(one))
+            Attempt(
+                at,
+                rows.number(one, "seconds"),
+                None if one["usage"] is None else rows.usage(one),
+                stage=one.get("stage"),
+            )
             for one in row["attempts"]
         ]
         failure = Failure(rows.text(error, "kind"), rows.text(error, "cause"), rows.text(error, "message"))

@@ -37,9 +37,7 @@ def _references(beyond: str, private: str) -> tuple[str, str]:
     """The grammars of an address and of a reference (RFC 3986, 3.2 to 4.2; RFC 3987 with more characters)."""
     plain, escape = rf"A-Za-z0-9._~!$&'()*+,;={beyond}-", "%[0-9A-Fa-f]{2}"
     char = rf"(?:[:@{plain}]|{escape})"
-    authority = (
-        rf"(?:(?:[:{plain}]|{escape})*@)?(?:\[(?P<literal>[^\]]*)\]|(?:[{plain}]|{escape})*)(?::\d*)?"
-    )
+    authority = rf"(?:(?:[:{plain}]|{escape})*@)?(?:\[(?P<literal>[^\]]*)\]|(?:[{plain}]|{escape})*)(?::\d*)?"
     hosted = rf"//{authority}(?:/{char}*)*"
     absolute, rootless = rf"/(?:{char}+(?:/{char}*)*)?", rf"{char}+(?:/{char}*)*"
     unlike_a_scheme = rf"(?:[@{plain}]|{escape})+(?:/{char}*)*"

@@ -75,6 +75,11 @@ class Plan:
 
         `raw` records hold whole requests, of which only the model matters.
         """
+        if raw and (self.names or self.stages):
+            raise ConfigError(
+                "records of the OpenAI batch format are asked as they stand, not under variants or in stages",
+                "leave out the variants or stages, or convert the records",
+            )
         for each in self:
             if raw and each.fallbacks:
                 said = "records of the OpenAI batch format name their own model"
@@ -175,7 +180,8 @@ def plan_of(loaded: Loaded, environ: Mapping[str, str], *, terminal: bool, asks:
         return Plan((), ((asks(loaded, environ, terminal=terminal),),))
     if (job.variant or job.stage) and (job.emit == "openai-batch" or job.input_format == "openai-batch"):
         raise ConfigError(
-            "variants and stages can't go with the OpenAI batch format", "leave out --emit openai-batch"
+            "variants and stages can't go with the OpenAI batch format",
+            "leave out --emit and --input-format openai-batch",
         )
     if job.variant and job.resume_by == "id":
         raise ConfigError(

@@ -263,3 +263,70 @@ run = "steps.py:slow"
     keys = dict(line.split() for line in (tmp_path / "keys.txt").read_text().splitlines())
     told = set((tmp_path / "keys.txt").read_text().splitlines())
     assert again[1] != "id" or len(told) == len(keys) == 12, "the same key whenever it is asked for"
+
+
+def test_a_stand_in_of_an_earlier_stage_is_marked_and_counted(tmp_path: Path) -> None:
+    job = """
+[[stage]]
+name = "one"
+prompt = "no json for {{ text }}"
+schema = { type = "object" }
+repair = 0
+fallback_answer = '{"c": "b"}'
+[[stage]]
+name = "two"
+prompt = "{{ answers.one.c }}"
+"""
+    _job(tmp_path, ["x", "y"], f'model = "fake/echo"\n{job}')
+
+    ran = run(tmp_path, "in.jsonl", "-j", "job.toml")
+
+    assert ran.code == 0, ran.stderr
+    assert [(row["output"], row["fallback"]) for row in ran.rows("in.out.jsonl")] == [("echo: b", True)] * 2
+    assert "answers that stood in: 2" in ran.stderr
+    assert '"retried": 0' in run(tmp_path, "in.out.jsonl", "--json", verb="report").stdout.decode().replace(
+        '":0', '": 0'
+    )
+
+
+def test_batch_records_are_not_asked_under_variants_or_in_stages(tmp_path: Path) -> None:
+    line = {
+        "custom_id": "a",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": "m", "messages": []},
+    }
+    (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
+
+    ran = run(tmp_path, "in.jsonl", "-m", "fake/echo", "--variant", "a=A", "--variant", "b=B")
+
+    assert ran.code == 2
+    assert "OpenAI batch format" in ran.error
+
+
+def test_what_functions_print_is_no_data(tmp_path: Path) -> None:
+    _job(tmp_path, ["two words"], JOB)
+    (tmp_path / "steps.py").write_text(
+        'print("IMPORTED")\n'
+        + STEPS.replace("    words", '    print("CHECKED")\n    words').replace(
+            "    if not record", '    print("CHECKED")\n    if not record'
+        )
+    )
+
+    ran = run(tmp_path, "in.jsonl", "-j", "job.toml", "-o", "-")
+
+    assert ran.code == 0, ran.stderr
+    assert [json.loads(line)["id"] for line in ran.stdout.splitlines()] == [0]
+    assert "CHECKED" in ran.stderr
+
+
+def test_kept_fields_never_pass_as_the_run_s_own(tmp_path: Path) -> None:
+    names = ("fallback", "cached", "stages", "error_kind", "seq")
+    row = {"id": 1, "text": "x", **dict.fromkeys(names, "mine")}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    keep = [part for name in names for part in ("--keep", name)]
+    for model, where in (("fake/echo", "ok.jsonl"), ("fake/echo?faults=400:1", "bad.jsonl")):
+        ran = run(tmp_path, "in.jsonl", "-m", model, "--merge-failed", *keep, "-o", where)
+        (kept,) = ran.rows(where)
+        assert {name: kept[f"input_{name}"] for name in names} == dict.fromkeys(names, "mine")
+        assert kept["seq"] == 0

@@ -133,10 +133,11 @@ def test_records_and_every_resume_from_a_place_equal_a_naive_reading(
 @settings(max_examples=40, deadline=None)
 @given(contents(), st.lists(st.integers(1, 40), min_size=1))
 @example(b"\n\xef\xbb\xbf\n[1]\n", [1])
+@example(b"\xef\xbb\xbf\xef\xbb\xbf\n\n[1]\n", [1])
 def test_a_pipe_gives_the_same_records_however_its_bytes_come(content: bytes, sizes: list[int]) -> None:
     first = content.removeprefix(BOM).lstrip()
-    if first[:1] in (b"[", b"\xff"):
-        return  # refused as a whole
+    if first.replace(BOM, b"").lstrip()[:1] in (b"[", b"\xff"):
+        return  # refused as a whole, whatever marks of byte order stand before it
     out, into = os.pipe()
     path = f"/dev/fd/{out}"
     expected, unfinished = naive([(path, content)])

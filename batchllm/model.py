@@ -199,6 +199,11 @@ def told_attempts(
     return attempts
 
 
+def _used(calls: Iterable[Attempt]) -> Usage:
+    """The tokens of these calls, where they were told."""
+    return sum((call.usage for call in calls if call.usage is not None), NO_USAGE)
+
+
 @dataclass(slots=True)
 class Trail:
     """One record's calls, its deadline and what it has used; touched by its worker alone.
@@ -223,24 +228,18 @@ class Trail:
         """Tokens of every call of this record, failed ones included where they were told."""
         if len(self.attempts) == 1:
             return self.attempts[0].usage or NO_USAGE
-        total = NO_USAGE
-        for attempt in self.attempts:
-            if attempt.usage is not None:
-                total = total + attempt.usage
-        return total
+        return _used(self.attempts)
 
     def spent(self, seq: int) -> Note | None:
         """The note that record `seq` leaves where it ends without an outcome after calls of it; else None."""
         calls = self.attempts[self.noted :]
         if not calls:
             return None
-        used = sum((call.usage for call in calls if call.usage is not None), NO_USAGE)
-        return Note("spent", {"seq": seq, "calls": len(calls), "usage": used.to_dict()})
+        return Note("spent", {"seq": seq, "calls": len(calls), "usage": _used(calls).to_dict()})
 
     def answered(self, record: Record, stage: str, reply: Reply) -> Note:
         """The note that keeps what a stage answered, so that it is never asked again."""
         calls, self.noted = self.attempts[self.noted :], len(self.attempts)
-        used = sum((call.usage for call in calls if call.usage is not None), NO_USAGE)
         self.answers = (self.answers or {}) | {stage: reply.value}
         self.held += len(reply.text)
         return Note(
@@ -256,7 +255,7 @@ class Trail:
                 **({"fallback": True} if reply.fallback else {}),
                 "finish": reply.finish,
                 "calls": len(calls),
-                "usage": used.to_dict(),
+                "usage": _used(calls).to_dict(),
                 "at": calls[-1].at if calls else 0.0,
                 "seconds": calls[-1].seconds if calls else 0.0,
             },

@@ -54,17 +54,17 @@ class Outcome(Generic[Item, Value]):
 def outcome_of(settled: model.Outcome) -> Outcome[Any, Any]:
     """The outcome of a record that was settled."""
     record, trail = settled.record, settled.trail
-    done = isinstance(settled, model.Done)
+    reply = settled.reply if isinstance(settled, model.Done) else None
     return Outcome(
         seq=record.seq,
         id=record.id,
         record=record.data,
-        output=settled.reply.value if isinstance(settled, model.Done) else None,
-        error=None if isinstance(settled, model.Done) else settled.error,
+        output=reply.value if reply is not None else None,
+        error=settled.error if isinstance(settled, model.Dead) else None,
         usage=trail.usage,
         attempts=tuple(trail.attempts),
-        reply=settled.reply if isinstance(settled, model.Done) else None,
-        exception=None if done else _exception(cast(model.Dead, settled)),
+        reply=reply,
+        exception=_exception(settled) if isinstance(settled, model.Dead) else None,
         variant=record.variant,
         stages=trail.answers,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batchllm.errors import ConfigError
-from batchllm.job.importing import imported
+from batchllm.job.importing import attribute
 
 
 def names_code(value: Any) -> bool:
@@ -46,9 +46,7 @@ def named_object(spec: str, folder: Path | None = None) -> Any:
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
         raise ConfigError(f"{spec} names no Python object", _ways("name"))
-    found: Any = imported(place, folder)
-    for part in name.split("."):
-        found = getattr(found, part, None)
+    found = attribute(place, name, folder)
     if found is None:
         raise ConfigError(f"{place} has no {name!r}", _ways(name))
     return found

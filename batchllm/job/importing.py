@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+import threading
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from batchllm.errors import ConfigError
 
@@ -29,13 +31,24 @@ def found(what: str, folder: Path | None = None) -> Callable[..., Any]:
     place, colon, name = what.rpartition(":")
     if not colon or not place or not name:
         raise ConfigError(f"python/{what} names no function", WAYS)
+    function = attribute(place, name, folder)
+    if not callable(function):
+        raise ConfigError(f"{place} has no function {name!r}", WAYS)
+    return cast("Callable[..., Any]", function)
+
+
+def attribute(place: str, name: str, folder: Path | None = None) -> Any:
+    """What `name`, dotted or not, means in a module; None where it has no such thing. Raises ConfigError."""
     thing: Any = imported(place, folder)
     for part in name.split("."):
         thing = getattr(thing, part, None)
-    if not callable(thing):
-        raise ConfigError(f"{place} has no function {name!r}", WAYS)
-    function: Callable[..., Any] = thing
-    return function
+    return thing
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether a call gives something to await: an `async def`, or an object whose `__call__` is one."""
+    called = getattr(function, "__call__", None)  # noqa: B004 - its kind is asked, not whether it is there
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
 def imported(place: str, folder: Path | None = None) -> ModuleType:
@@ -59,7 +72,16 @@ def imported(place: str, folder: Path | None = None) -> ModuleType:
         raise ConfigError(f"importing {place} failed: {type(error).__name__}: {error}", WAYS) from error
 
 
+_importing = threading.RLock()
+"""Held while a file runs as a module: another thread waits for the whole of it."""
+
+
 def _from_file(path: Path) -> ModuleType:
+    with _importing:
+        return _module_of(path)
+
+
+def _module_of(path: Path) -> ModuleType:
     whole = str(path.resolve())
     # never the name of another module, nor that of another file with this one's name
     name = f"batchllm_function_{path.stem}_{blake2b(whole.encode(), digest_size=4).hexdigest()}"

@@ -14,6 +14,7 @@ import anyio
 from anyio import to_thread
 
 from batchllm.errors import BatchError, CallError, Disconnected, Internal, Overloaded, TimedOut
+from batchllm.job.importing import is_async
 from batchllm.lines import dumps
 from batchllm.model import Reply, Request, Trail, Usage
 
@@ -41,9 +42,7 @@ class Calls:
         self._retried = retried
         self._timeout = timeout
         self._as_json = as_json
-        self._awaits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004 - an object whose call is async
-        )
+        self._awaits = is_async(function)
         self._limiter = anyio.CapacityLimiter(threads)
 
     async def complete(self, request: Request, trail: Trail) -> Reply:

@@ -16,7 +16,7 @@ import anyio
 from anyio import to_thread
 
 from batchllm.errors import BatchError, Internal, TimedOut
-from batchllm.job.importing import found
+from batchllm.job.importing import found, is_async
 from batchllm.lines import dumps
 from batchllm.model import Reply, Request, Trail, Usage
 from batchllm.ports import ProviderSpec
@@ -41,9 +41,7 @@ class Function:
         self._function = function
         self._spec = spec
         self._takes_body = takes_two(function)
-        self._awaits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004 - an object whose call is async
-        )
+        self._awaits = is_async(function)
         self._limiter = anyio.CapacityLimiter(spec.concurrency)
 
     async def complete(self, request: Request, trail: Trail) -> Reply:

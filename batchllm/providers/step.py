@@ -23,7 +23,7 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from batchllm.errors import ConfigError, FatalError, Internal, StillRunning, TimedOut
-from batchllm.job.importing import found
+from batchllm.job.importing import found, is_async
 from batchllm.model import Reply, Request, Trail, Usage, frozen
 from batchllm.providers.raised import as_json, meaning
 from batchllm.providers.resource import opened
@@ -57,7 +57,7 @@ async def connect_step(spec: StepSpec) -> AsyncIterator[Step]:
     """The step, with its resource open; raises ConfigError where function or resource can't be had."""
     function = await to_thread.run_sync(found, spec.function, spec.folder, abandon_on_cancel=True)
     takes = Takes.of(function, spec)
-    if spec.process and (spec.open is not None or _is_async(function)):
+    if spec.process and (spec.open is not None or is_async(function)):
         what = (
             "a function that is async"
             if spec.open is None
@@ -141,7 +141,7 @@ class Step:
         self._resource = resource
         self._workers = workers
         self._tasks = tasks
-        self._async = _is_async(function)
+        self._async = is_async(function)
         self._places = anyio.CapacityLimiter(math.inf if self._async else spec.threads)
         self._threads = anyio.CapacityLimiter(math.inf)
         self._threaded = set[object]()
@@ -273,9 +273,3 @@ class _Call:
 
 def _late(seconds: float) -> TimedOut:
     return TimedOut(f"the function gave no result within {seconds:g} s", ambiguous=True)
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - an object whose call is async
-    )

@@ -11,6 +11,7 @@ from typing import Any
 from batchllm.model import frozen
 from batchllm.stats import Confusion, Interval, Table, wilson
 from batchllm.summary import Summary
+from batchllm.summary.ending import counted
 
 
 @frozen
@@ -96,31 +97,14 @@ class Tally:
 
     def to_dict(self) -> dict[str, Any]:
         """A form that JSON can carry, in full precision: times in seconds, rates as shares of 0 to 1."""
-        summary, latency, accuracy = self.summary, self.summary.latency, self.accuracy
+        summary, accuracy = self.summary, self.accuracy
         return {
             "records": summary.settled,
             "ok": summary.succeeded,
             "failed": summary.failed,
-            "success_rate": summary.success_rate,
+            **counted(summary),
             "schema_rate": self.schema_rate,
-            "failures": [
-                {"kind": kind, "cause": cause, "count": failed.count, "examples": failed.examples}
-                for kind in summary.by_kind()
-                for cause, failed in summary.causes(kind).items()
-            ],
-            "calls": summary.calls,
-            "retried": summary.retried,
-            "input_tokens": summary.input_tokens,
-            "output_tokens": summary.output_tokens,
-            "cached_tokens": summary.cached_tokens,
             "cost_usd": self.cost,
-            "latency_s": {
-                "mean": latency.mean,
-                "p50": latency.quantile(0.5),
-                "p95": latency.quantile(0.95),
-                "p99": latency.quantile(0.99),
-                "max": latency.maximum,
-            },
             "first_at": summary.first_at,
             "last_at": summary.last_at,
             "seconds": self.seconds,

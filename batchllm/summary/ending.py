@@ -39,36 +39,46 @@ def rate_of(summary: Summary, ending: Ending) -> float | None:
     return settled / ending.elapsed if settled > 0 and ending.elapsed > 0 else None
 
 
-def figures(summary: Summary, ending: Ending, compared: Mapping[str, Any]) -> dict[str, Any]:
-    """The final figures, times in seconds; `compared` are those of accuracy and variants, where there are."""
+def counted(summary: Summary) -> dict[str, Any]:
+    """What every account of a run tells of a Summary, in full precision: times in seconds, rates 0 to 1."""
     latency = summary.latency
     return {
-        "processed": summary.settled,
-        "succeeded": summary.succeeded,
-        "failed": summary.failed,
-        "success_rate": _rounded(summary.success_rate),
+        "success_rate": summary.success_rate,
         "failures": [
             {"kind": kind, "cause": cause, "count": failed.count, "examples": failed.examples}
             for kind in summary.by_kind()
             for cause, failed in summary.causes(kind).items()
         ],
-        **({"stages": summary.to_dict()["stages"]} if summary.stages else {}),
-        "stood_in": summary.stood_in,
-        "unknown": summary.unknown,
-        "unknown_calls": summary.unknown_calls,
         "calls": summary.calls,
         "retried": summary.retried,
-        "cached": summary.cached,
         "input_tokens": summary.input_tokens,
         "output_tokens": summary.output_tokens,
         "cached_tokens": summary.cached_tokens,
         "latency_s": {
-            "mean": _rounded(latency.mean),
-            "p50": _rounded(latency.quantile(0.5)),
-            "p95": _rounded(latency.quantile(0.95)),
-            "p99": _rounded(latency.quantile(0.99)),
-            "max": _rounded(latency.maximum),
+            "mean": latency.mean,
+            "p50": latency.quantile(0.5),
+            "p95": latency.quantile(0.95),
+            "p99": latency.quantile(0.99),
+            "max": latency.maximum,
         },
+    }
+
+
+def figures(summary: Summary, ending: Ending, compared: Mapping[str, Any]) -> dict[str, Any]:
+    """The final figures, times in seconds; `compared` are those of accuracy and variants, where there are."""
+    told = counted(summary)
+    return {
+        "processed": summary.settled,
+        "succeeded": summary.succeeded,
+        "failed": summary.failed,
+        **told,
+        "success_rate": _rounded(summary.success_rate),
+        "latency_s": {name: _rounded(seconds) for name, seconds in told["latency_s"].items()},
+        **({"stages": summary.to_dict()["stages"]} if summary.stages else {}),
+        "stood_in": summary.stood_in,
+        "unknown": summary.unknown,
+        "unknown_calls": summary.unknown_calls,
+        "cached": summary.cached,
         "rate": _rounded(rate_of(summary, ending)),
         "elapsed_s": round(ending.elapsed, 3),
         "resumed": ending.resumed,

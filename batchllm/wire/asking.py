@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -12,7 +11,6 @@ import anyio
 from batchllm.errors import BadInput
 from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate, Gated
-from batchllm.layers.lingering import Lingering
 from batchllm.layers.retrying import Retrying
 from batchllm.layers.structured import Structured
 from batchllm.layers.traced import Traced
@@ -54,29 +52,19 @@ class Shared:
 class Asking:
     """One stage's provider, prompt and schema, each checked; `stage` is its table, where it has one.
 
-    A stage that runs a function of the user's has neither `chosen` nor `prompt`. `check` is the user's own
-    judge of answers, `fallbacks` ask the same of others.
+    `check` is the user's own judge of answers, `fallbacks` ask the same of others. A stage that runs a
+    function of the user's is a `Stepping`.
     """
 
     job: Job
-    chosen: Chosen | None
-    prompt: Messages | None
-    schema: Schema | None
+    chosen: Chosen
+    prompt: Messages | None = None
+    schema: Schema | None = None
     stage: dict[str, Any] | None = None
     when: Condition | None = None
     check: Check | None = None
     fallbacks: tuple[Asking, ...] = ()
     stands_by: bool = False
-
-    @property
-    def leads(self) -> bool:
-        """Whether it asks a model that doesn't merely stand by for another."""
-        return self.chosen is not None and not self.stands_by
-
-    @property
-    def is_step(self) -> bool:
-        """Whether it runs a function of the user's."""
-        return self.chosen is None
 
     @property
     def name(self) -> str | None:
@@ -86,60 +74,40 @@ class Asking:
     @property
     def model(self) -> str:
         """Who is asked."""
-        return self.chosen.model if self.chosen is not None else f"python/{self._function}"
-
-    @property
-    def _function(self) -> str:
-        return str((self.stage or {}).get("run", "")).removeprefix("python/")
+        return self.chosen.model
 
     @property
     def spec(self) -> ProviderSpec:
         """What its provider needs to connect."""
-        return self.chosen.spec if self.chosen is not None else ProviderSpec(self._function)
+        return self.chosen.spec
 
     @property
     def connection(self) -> Any:
         """Equal for those that can share a connection."""
-        return (self.model, self.spec) if self.chosen is not None else self.stage
+        return self.model, self.spec
 
     @property
     def account(self) -> Any:
         """Equal for those on the same account and model, hashable."""
-        if self.chosen is None:
-            return "step", self.name
-        return self.chosen.model, self.chosen.spec.base_url, self.chosen.spec.key
-
-    @property
-    def warning(self) -> str | None:
-        """What is to be said when the run starts."""
-        return self.chosen.warning if self.chosen is not None else None
+        return self.model, self.spec.base_url, self.spec.key
 
     def connect(self) -> AbstractAsyncContextManager[Provider]:
         """Open what it is asked through."""
-        if self.chosen is not None:
-            return self.chosen.connect(self.chosen.spec)
-        from batchllm.providers.step import StepSpec, connect_step
-
-        table, job = self.stage or {}, self.job
-        threads = 20 if job.concurrency == "auto" else job.concurrency
-        return connect_step(
-            StepSpec(
-                self._function,
-                folder=Path(table["folder"]),
-                process=table.get("process", False),
-                timeout=job.timeout,
-                on_timeout=table.get("on_timeout", "kill"),
-                open=table.get("open"),
-                threads=table.get("threads", threads),
-            )
-        )
+        return self.chosen.connect(self.spec)
 
     def ready(self, stack: Provider, *, raw: bool) -> Stage:
         """The stage for the pipeline; `raw` records hold their request bodies."""
-        render: Render = _step_body if self.chosen is None else self.render(raw=raw)
         when = self.when.holds if self.when is not None else None
-        seen = self.check is not None and self.check.wants_record
-        return Stage(stack, render, self.model, self.job.schema, raw, self.name, when, self.is_step, seen)
+        return Stage(
+            stack,
+            self.render(raw=raw),
+            self.model,
+            self.job.schema,
+            raw,
+            self.name,
+            when,
+            with_record=self.check is not None and self.check.wants_record,
+        )
 
     def render(self, *, raw: bool) -> Render:
         """What makes a request body of a record's data; `raw` records hold theirs."""
@@ -188,13 +156,6 @@ class Asking:
             ceiling=job.max_tokens_ceiling,
         )
 
-    def step_stack(self, provider: Provider, gate: Gate, shared: Shared) -> tuple[Provider, Lingering]:
-        """The stack of a function, Retrying(Lingering(Gated(Traced(step)))), and who waits in it."""
-        job = self.job
-        lingering = Lingering(Gated(Traced(provider, shared.observers, self.name), gate), shared.stop)
-        stack = Retrying(lingering, most=job.max_retries, backoff=job.backoff, stop=shared.stop, witness=gate)
-        return stack, lingering
-
 
 class Asks(Protocol):
     """What makes an Asking of a job; `asking` is the one for models."""
@@ -220,7 +181,9 @@ def asking(
 
         when = Condition(stage["when"], f"when of stage {stage['name']}")
     if stage is not None and "run" in stage:
-        return Asking(job, None, None, None, stage, when)
+        from batchllm.wire.stepping import stepping
+
+        return stepping(job, stage, when)
     chosen = provider_of(loaded, environ, terminal=terminal)
     schema = Schema.load(job.schema, loaded.origin("schema")) if job.schema is not None else None
     prompt, check = prompt_of(loaded, schema, chosen.model), _check(job)
@@ -278,10 +241,6 @@ def same_failure_hint(dead: Dead) -> str | None:
         return "this model wants --param max_completion_tokens=N"
     again = "--fresh" if dead.record.variant is not None else "--on-change redo"
     return f"mend the parameter or the schema that it names, then run again with {again}"
-
-
-def _step_body(data: dict[str, Any], answers: dict[str, Any] | None) -> dict[str, Any]:
-    return {"record": data, "answers": answers or {}}
 
 
 def _batch_body(data: dict[str, Any], answers: dict[str, Any] | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from batchllm.job import Loaded
 from batchllm.layers.gated import Gate, Gated
 from batchllm.layers.retrying import Retrying
 from batchllm.layers.traced import Traced
-from batchllm.model import Dead, frozen
+from batchllm.model import Dead
 from batchllm.pipeline import Render
 from batchllm.ports import Provider, ProviderSpec
 from batchllm.providers.calls import Calls
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from batchllm.layers.fallback import Standby
 
 
-@frozen
 class Calling(Asking):
     """What is asked of a function: nothing but the record's data."""
+
+    __slots__ = ()
 
     def render(self, *, raw: bool) -> Render:
         """The data itself."""
@@ -65,7 +66,7 @@ def calling(
             )
 
         chosen = Chosen(str(job.model), connect, spec)
-        return Calling(job, chosen, None, None)
+        return Calling(job, chosen)
 
     return asks
 

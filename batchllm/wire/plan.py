@@ -25,6 +25,7 @@ from batchllm.wire.asking import Asking, Asks, Shared, asking, check_fields, mis
 from batchllm.wire.gates import Gates
 from batchllm.wire.limiting import gate_of, limits_of
 from batchllm.wire.standby import stop_of
+from batchllm.wire.stepping import Stepping
 
 if TYPE_CHECKING:
     from batchllm.layers.fallback import Standby
@@ -64,7 +65,7 @@ class Plan:
     @property
     def warnings(self) -> list[str]:
         """What is to be said when the run starts."""
-        return list(dict.fromkeys(each.warning for each in self if each.warning))
+        return list(dict.fromkeys(each.chosen.warning for each in self if each.chosen.warning))
 
     def enough(self, records: Sequence[Record]) -> bool:
         """Whether these records have every field that any prompt needs."""
@@ -119,11 +120,11 @@ class Plan:
         for account, members in groups.items():
             first, provider = members[0]
             shared = _strictest(replace(job, fallback=first.job.fallback), [each.job for each, _ in members])
-            if first.is_step:
+            if isinstance(first, Stepping):
                 shared = replace(shared, concurrency=first.job.concurrency, quota_file=None)
             its = stop if account in asked else stop_of(first.model, stop)
             gates[account] = await gate_of(
-                shared, first.spec, provider, its, observers, stack, ramp=not first.is_step
+                shared, first.spec, provider, its, observers, stack, ramp=not isinstance(first, Stepping)
             )
         return [gates[each.account] for each in self]
 
@@ -131,9 +132,10 @@ class Plan:
         self, providers: Sequence[Provider], gates: Sequence[Gate], shared: Shared, *, raw: bool
     ) -> Wired:
         """The stacks of all, each with its provider behind its gate; `raw` records hold request bodies."""
-        models = list(dict.fromkeys(g for each, g in zip(self, gates, strict=True) if not each.is_step))
+        of_models = [(each, g) for each, g in zip(self, gates, strict=True) if not isinstance(each, Stepping)]
+        models = list(dict.fromkeys(gate for _, gate in of_models))
         functions = [gate for gate in dict.fromkeys(gates) if gate not in models]
-        asked = list(dict.fromkeys(g for each, g in zip(self, gates, strict=True) if each.leads))
+        asked = list(dict.fromkeys(gate for each, gate in of_models if not each.stands_by))
         main = asked[0] if len(asked) == 1 else None
         if len(models) > 1 and shared.job.concurrency != "auto":
             shared = replace(shared, window=anyio.CapacityLimiter(shared.job.concurrency))
@@ -145,8 +147,8 @@ class Plan:
             wired.stages[name] = []
             for each in stages:
                 provider, gate = next(made)
-                if each.is_step:
-                    stack, lingering = each.step_stack(provider, gate, shared)
+                if isinstance(each, Stepping):
+                    stack, lingering = each.lingering_stack(provider, gate, shared)
                     wired.lingering.append(lingering)
                 else:
                     others = [_standby(other, *next(made), shared) for other in each.fallbacks]

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import anyio
@@ -26,6 +28,7 @@ from batchllm.errors import (
     StillRunning,
     TimedOut,
 )
+from batchllm.job.importing import imported
 from batchllm.model import Reply, Request, Trail
 from batchllm.providers.step import Step, StepSpec, connect_step
 from tests import virtual
@@ -202,9 +205,31 @@ def value(folder: Path, function: str, more: dict[str, Any] | None = None, **rec
 
 def module(folder: Path) -> Any:
     """The module that a step of this folder runs in."""
-    from batchllm.job.importing import imported
-
     return imported("steps.py", folder)
+
+
+def test_a_file_that_two_threads_import_is_a_whole_module_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = SimpleNamespace(begun=threading.Event(), go_on=threading.Event())
+    monkeypatch.setitem(sys.modules, "gate_of_this_test", gate)
+    code = "import gate_of_this_test as gate\ngate.begun.set()\ngate.go_on.wait(30)\nlast = 'line'\n"
+    (tmp_path / "slow.py").write_text(code)
+    called = threading.Event()
+
+    def other() -> ModuleType:
+        called.set()
+        return imported("slow.py", tmp_path)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(imported, "slow.py", tmp_path)
+        assert gate.begun.wait(30)
+        second = pool.submit(other)
+        assert called.wait(30)
+        gate.go_on.set()
+
+        assert first.result().last == second.result().last == "line"
+        assert first.result() is second.result()
 
 
 @pytest.mark.parametrize(

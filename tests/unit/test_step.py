@@ -10,7 +10,6 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import anyio
@@ -208,28 +207,18 @@ def module(folder: Path) -> Any:
     return imported("steps.py", folder)
 
 
-def test_a_file_that_two_threads_import_is_a_whole_module_for_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = SimpleNamespace(begun=threading.Event(), go_on=threading.Event())
-    monkeypatch.setitem(sys.modules, "gate_of_this_test", gate)
-    code = "import gate_of_this_test as gate\ngate.begun.set()\ngate.go_on.wait(30)\nlast = 'line'\n"
-    (tmp_path / "slow.py").write_text(code)
-    called = threading.Event()
+def test_a_file_that_threads_import_at_once_is_a_whole_module_for_all(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
 
-    def other() -> ModuleType:
-        called.set()
-        return imported("slow.py", tmp_path)
+    def last_of(name: str) -> Any:
+        together.wait(30)
+        return imported(name, tmp_path).last
 
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(imported, "slow.py", tmp_path)
-        assert gate.begun.wait(30)
-        second = pool.submit(other)
-        assert called.wait(30)
-        gate.go_on.set()
-
-        assert first.result().last == second.result().last == "line"
-        assert first.result() is second.result()
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(20):
+            name = f"large{number}.py"
+            (tmp_path / name).write_text("one = 1\n" * 2000 + "last = 'line'\n")
+            assert list(pool.map(last_of, [name] * 4)) == ["line"] * 4
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ demo: $(VENV)/model.installed
 	@$(BIN)/python samples/show.py samples/tickets.jsonl out/triage.jsonl
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from batchllm.errors import ConfigError
+from batchllm.fields import frozen
 
 FAULTS: Mapping[str, str] = {
     "400": "a rejected parameter: HTTP 400",
@@ -72,7 +72,7 @@ _PROPORTIONS = {
 }
 
 
-@dataclass(frozen=True)
+@frozen
 class FaultMix:
     """Which share of requests meets which fault: `shares` are pairs of a name and a share in [0, 1].
 

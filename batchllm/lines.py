@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from batchllm.model import Attempt, Dead, Done, Failure, Record, Trail, Usage, frozen
+from batchllm.fields import frozen
+from batchllm.model import Attempt, Dead, Done, Failure, Record, Trail, Usage
 
 if TYPE_CHECKING:
     from batchllm.expected import Expectation

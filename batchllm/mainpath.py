@@ -14,8 +14,9 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from batchllm.engine import Engine, Item
 from batchllm.errors import FatalError
+from batchllm.fields import frozen
 from batchllm.ledger import Ledger
-from batchllm.model import Note, Outcome, frozen
+from batchllm.model import Note, Outcome
 from batchllm.ports import Source
 from batchllm.stop import Stop
 

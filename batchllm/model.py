@@ -7,35 +7,11 @@ Frozen values without behaviour; every room may import this one, and it imports 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, dataclass_transform
+from dataclasses import field, fields
+from typing import Any
 from zlib import crc32
 
-T = TypeVar("T")
-
-
-@dataclass_transform(frozen_default=True)
-def frozen(cls: type[T]) -> type[T]:
-    """A dataclass with slots that the type checker keeps frozen, equal by its fields.
-
-    Python's own frozen dataclasses take 0.8 ms each to make, half of the program's start, and those that are
-    made for each record would cost it 8 µs more.
-    """
-    made = dataclass(slots=True, eq=False, repr=False)(cls)
-    for name, method in (("__eq__", _equal), ("__repr__", _shown), ("__hash__", None)):
-        setattr(made, name, method)
-    return made
-
-
-def _equal(this: Any, other: Any) -> bool:
-    if type(other) is not type(this):
-        return False
-    return all(getattr(this, each.name) == getattr(other, each.name) for each in fields(this))
-
-
-def _shown(this: Any) -> str:
-    inside = ", ".join(f"{each.name}={getattr(this, each.name)!r}" for each in fields(this) if each.repr)
-    return f"{type(this).__name__}({inside})"
+from batchllm.fields import frozen, mutable
 
 
 @frozen
@@ -71,7 +47,7 @@ class Record:
         return self.seq if self.place is None else self.place
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Position:
     """A place in the inputs: the next record there has number `seq`.
 
@@ -204,7 +180,7 @@ def _used(calls: Iterable[Attempt]) -> Usage:
     return sum((call.usage for call in calls if call.usage is not None), NO_USAGE)
 
 
-@dataclass(slots=True)
+@mutable
 class Trail:
     """One record's calls, its deadline and what it has used; touched by its worker alone.
 

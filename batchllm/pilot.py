@@ -13,8 +13,9 @@ from contextlib import aclosing
 import anyio
 
 from batchllm.errors import PilotFailed
+from batchllm.fields import frozen
 from batchllm.ledger import Ledger
-from batchllm.model import Dead, Position, Record, frozen
+from batchllm.model import Dead, Position, Record
 from batchllm.ports import Source
 from batchllm.sources import JsonlSource
 from batchllm.summary import Summary

@@ -17,7 +17,8 @@ from zlib import crc32
 import anyio
 
 from batchllm.errors import BatchError, FatalError, Invalid, RecordError, Stopped
-from batchllm.model import Dead, Done, Failure, Note, Outcome, Record, Reply, Request, Trail, Usage, frozen
+from batchllm.fields import frozen
+from batchllm.model import Dead, Done, Failure, Note, Outcome, Record, Reply, Request, Trail, Usage
 from batchllm.ports import Provider
 
 Answers = dict[str, Any]

@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import field
 from typing import Any, Protocol
 
-from batchllm.model import Attempt, Dead, Note, Outcome, Position, Record, Reply, Request, Trail, frozen
+from batchllm.fields import frozen
+from batchllm.model import Attempt, Dead, Note, Outcome, Position, Record, Reply, Request, Trail
 
 
 class Provider(Protocol):

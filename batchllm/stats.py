@@ -6,9 +6,9 @@ The report calls it; it knows nothing of records and files.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from batchllm.model import frozen
+from batchllm.fields import frozen, mutable
 
 Z95 = 1.959963984540054
 """The standard normal's 97.5 % point: 95 % lie within so many standard deviations."""
@@ -74,7 +74,7 @@ class Table:
     counts: tuple[tuple[int, ...], ...]
 
 
-@dataclass(slots=True)
+@mutable
 class Confusion:
     """Counts of expected and answered labels; the first 256 labels are told apart, so it stays small."""
 

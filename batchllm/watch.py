@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from batchllm.errors import BatchError, SameFailure, TooManyFailures
+from batchllm.fields import mutable
 from batchllm.model import Dead, Done, Outcome
 
 FIRST, LATER = 20, 200
@@ -18,7 +18,7 @@ FIRST, LATER = 20, 200
 _VARYING = re.compile(r"\S*\d\S*")
 
 
-@dataclass(slots=True)
+@mutable
 class _Streak:
     """Calls settled `here`, how many of the latest ended alike and how; `tripped` is what stopped the run."""
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Generic, TypeVar, cast
 
 from batchllm import errors, model
-from batchllm.model import Attempt, Failure, Reply, Usage, frozen
+from batchllm.fields import frozen
+from batchllm.model import Attempt, Failure, Reply, Usage
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")

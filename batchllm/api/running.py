@@ -12,7 +12,7 @@ import anyio
 from batchllm.api.session import Confirm, Session
 from batchllm.api.settings import JobLike, Settings, Unpack, read
 from batchllm.errors import BatchError, ConfigError
-from batchllm.model import frozen
+from batchllm.fields import frozen
 from batchllm.summary import Summary
 from batchllm.wire import Live
 from batchllm.wire.passes import exit_code, run_in_loop, too_many_failed, why

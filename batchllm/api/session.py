@@ -10,12 +10,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import anyio
 
 from batchllm.api.handing import Handing, HeldBack
 from batchllm.errors import BatchError, ConfigError, Drained, FinishFailed, InputFailed
+from batchllm.fields import mutable
 from batchllm.job import Loaded
 from batchllm.mainpath import run as run_parts
 from batchllm.sources.handed import Handed
@@ -32,7 +33,7 @@ Confirm = Callable[[Summary], bool | Awaitable[bool]]
 _log = logging.getLogger("batchllm")
 
 
-@dataclass(slots=True)
+@mutable
 class Session:
     """What a run needs beside its settings; `last` is how its last pass went, `failed` what it raised.
 

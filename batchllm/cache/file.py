@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from batchllm.errors import ConfigError
-from batchllm.model import frozen
+from batchllm.fields import frozen
 
 Row = tuple[bytes, float, bytes]
 """A digest, when its answer came (Unix seconds), and the answer."""

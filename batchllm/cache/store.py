@@ -11,7 +11,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ import anyio
 from anyio import to_thread
 
 from batchllm.cache.file import CacheFile, Row, open_cache
+from batchllm.fields import mutable
 
 LINGER = 0.25
 """Seconds that an answer waits at most to be written with others; a kill loses no more than those."""
@@ -28,7 +29,7 @@ _R = TypeVar("_R")
 _log = logging.getLogger("batchllm")
 
 
-@dataclass(slots=True)
+@mutable
 class _Lookups:
     """What is looked up together."""
 

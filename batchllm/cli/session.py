@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, redirect_stdout
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
@@ -23,6 +22,7 @@ from batchllm import ui
 from batchllm.cli.asking import Display, goes_on
 from batchllm.cli.reader import heed_reader
 from batchllm.errors import OutputClosed
+from batchllm.fields import mutable
 from batchllm.job import Loaded
 from batchllm.mainpath import run as run_parts
 from batchllm.stop import Stop
@@ -41,9 +41,6 @@ from batchllm.wire.passes import (
 if TYPE_CHECKING:
     from batchllm.ports import Observer
     from batchllm.summary import Summary
-
-_COLLECT_AFTER = 20_000
-"""Containers made and not yet given up, before the cyclic collector looks at the youngest."""
 
 
 def start(loaded: Loaded, retry: Again | None = None) -> int:
@@ -74,7 +71,7 @@ async def _session(loaded: Loaded, retry: Again | None) -> int:
     return code
 
 
-@dataclass(slots=True)
+@mutable
 class _Session:
     """What the passes of a session share; `live` is the one that runs, None while it is still being wired.
 
@@ -144,7 +141,7 @@ async def _pass(session: _Session, retry: Again | None, observers: list[Observer
             session.live = live
             if earlier is not None:
                 live.follow(earlier)
-            _calm_collector()
+            gc.freeze()  # what is here now is here to stay
             if session.skipped is None:
                 session.skipped = live.skipped
                 for warning in () if job.quiet else live.warnings:
@@ -152,15 +149,6 @@ async def _pass(session: _Session, retry: Again | None, observers: list[Observer
             await _run(session, live, observers)
         return live
     return None
-
-
-def _calm_collector() -> None:
-    """Let the cyclic collector leave alone what is here to stay, and look more rarely.
-
-    Records make many objects and hardly a cycle; looking for some took a tenth of a run.
-    """
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
 async def _run(session: _Session, live: Live, observers: Sequence[Observer]) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from batchllm.errors import ConfigError
+from batchllm.fields import frozen
 from batchllm.job.code import names_code
 from batchllm.job.table import Setting
-from batchllm.model import frozen
 
 IMPLICIT = "batchllm.toml"
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from batchllm.fields import frozen
 from batchllm.job import values
-from batchllm.job.table import files, row, rows
+from batchllm.job.table import files, row
 
 
-@rows
+@frozen
 class FileSettings:
     """The first rows of the table: where records come from and where outcomes go."""
 

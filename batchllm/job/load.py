@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from batchllm.errors import ConfigError
+from batchllm.fields import frozen
 from batchllm.job import tables, values
 from batchllm.job.code import anchored, model_schema, names_code
 from batchllm.job.file import Given, from_file
 from batchllm.job.importing import WAYS
 from batchllm.job.settings import Job, settings
 from batchllm.job.table import Setting
-from batchllm.model import frozen
 
 
 @frozen

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Literal
 
+from batchllm.fields import frozen
 from batchllm.job import values
 from batchllm.job.files import FileSettings
 from batchllm.job.shapes import chat, examples
 from batchllm.job.table import Setting, how, row, tables
-from batchllm.model import frozen
 
 
 @frozen

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import blake2b
 from time import monotonic
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import anyio
 import orjson
 
+from batchllm.fields import mutable
 from batchllm.lines import dumps
 from batchllm.model import NO_USAGE, Reply, Request, Trail
 from batchllm.ports import Answers, Provider
@@ -27,7 +27,7 @@ _LEADERS = 2
 for a thousand, which then shouldn't stand in a queue."""
 
 
-@dataclass(slots=True)
+@mutable
 class _Asked:
     """One request that is being asked by its leader; `answer` is None where that failed or gave up."""
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from batchllm.errors import Exhausted, FatalError, Invalid, RecordError, Refused, SameFailure, Stopped
-from batchllm.model import Reply, Request, Trail, frozen
+from batchllm.fields import frozen
+from batchllm.model import Reply, Request, Trail
 from batchllm.ports import Provider
 from batchllm.stop import Stop
 from batchllm.watch import FIRST, LATER

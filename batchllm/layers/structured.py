@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from batchllm.errors import Invalid, Refused
-from batchllm.model import Reply, Request, Trail, frozen
+from batchllm.fields import frozen
+from batchllm.model import Reply, Request, Trail
 from batchllm.ports import Provider
 from batchllm.schema import Schema, find_json
 from batchllm.stop import Stop

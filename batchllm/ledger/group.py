@@ -6,15 +6,16 @@ Pure: it writes nothing. The ledger calls it on the event loop, where what the o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import blake2b
 
+from batchllm.fields import mutable
 from batchllm.ledger.index import DEAD, FAILED, NOTE, OUTPUT, Entry, pack, seal
 from batchllm.lines import Shape, dead_line, dumps, failed_line, output_line
 from batchllm.model import Done, Note, Outcome
 
 
-@dataclass(slots=True)
+@mutable
 class GroupLines:
     """The entries of a group in their order, and the lines that they announce, by file."""
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
 from batchllm.errors import ConfigError, LedgerFailed
+from batchllm.fields import mutable
 from batchllm.ledger.folder import RunFolder, identity
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, Entry, pack
 from batchllm.ledger.passes import Later, clean
@@ -43,7 +44,7 @@ class SinkFile(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(slots=True)
+@mutable
 class State:
     """What is settled. `position` is where to go on reading, at the watermark or before it.
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchllm.fields import frozen
 from batchllm.ledger.folder import writing
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, Entry, pack
 from batchllm.ledger.recovery import verified
 from batchllm.ledger.swap import Copies
-from batchllm.model import Position, frozen
+from batchllm.model import Position
 from batchllm.summary import Summary
 
 if TYPE_CHECKING:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import orjson
 
 from batchllm.errors import ConfigError
+from batchllm.fields import mutable
 from batchllm.ledger.folder import boot_id, writing
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, SIZE, Entry, agrees, of_lines, pack, unpack
 from batchllm.ledger.settled import Settled
@@ -32,7 +33,7 @@ _AHEAD = 1 << 16
 FailedLine = Callable[[bytes], bytes]
 
 
-@dataclass(slots=True)
+@mutable
 class Walked:
     """What a walk found behind the snapshot.
 

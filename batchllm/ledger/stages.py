@@ -6,10 +6,12 @@ work. The ledger keeps that place, `wire` hands the answers to the pipeline.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import orjson
+
+from batchllm.fields import mutable
 
 if TYPE_CHECKING:
     from batchllm.ledger.journal import Journal, State
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 20
 
 
-@dataclass(slots=True)
+@mutable
 class Noted:
     """Notes of unsettled records: `answers` by unit, `places` where each record's first begins, by number."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from batchllm.model import frozen
+from batchllm.fields import frozen
 
 LONGEST = 300
 _READ = 4096  # so much of a body is searched for words: patterns must not run over megabytes

@@ -21,7 +21,8 @@ import orjson
 
 from batchllm.errors import ConfigError, Disconnected, Refused, TimedOut
 from batchllm.faults import TALK, FaultMix, refused_feature
-from batchllm.model import Reply, Request, Trail, frozen
+from batchllm.fields import frozen
+from batchllm.model import Reply, Request, Trail
 from batchllm.ports import ProviderSpec
 from batchllm.providers import chat
 from batchllm.providers.script import Line, load

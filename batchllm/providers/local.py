@@ -25,7 +25,8 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from batchllm.errors import ConfigError, Disconnected, FatalError
-from batchllm.model import Reply, Request, Trail, frozen
+from batchllm.fields import frozen
+from batchllm.model import Reply, Request, Trail
 from batchllm.ports import Provider, ProviderSpec
 from batchllm.providers import openai
 

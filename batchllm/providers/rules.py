@@ -22,7 +22,7 @@ from batchllm.errors import (
     RouteGone,
     TooLarge,
 )
-from batchllm.model import frozen
+from batchllm.fields import frozen
 
 _CREDIT = "add credit or raise the limit at the provider, then run the same command again"
 _DAILY = "the same command goes on once the quota is renewed; or raise it at the provider"

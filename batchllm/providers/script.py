@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from batchllm.errors import ConfigError, Refused
-from batchllm.model import frozen
+from batchllm.fields import frozen
 
 _FIELDS = ("id", "match", "text", "finish", "usage", "latency_ms", "error")
 _ERROR_FIELDS = ("status", "message", "headers", "code", "type", "param", "body")

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from batchllm.errors import BatchError, RateLimited
-from batchllm.model import Request, frozen
+from batchllm.fields import frozen
+from batchllm.model import Request
 from batchllm.schema import StrictForm, strict_form
 
 NAME = "answer"

@@ -23,8 +23,9 @@ from anyio import to_thread
 from anyio.abc import TaskGroup
 
 from batchllm.errors import ConfigError, FatalError, Internal, StillRunning, TimedOut
+from batchllm.fields import frozen
 from batchllm.job.importing import found, is_async
-from batchllm.model import Reply, Request, Trail, Usage, frozen
+from batchllm.model import Reply, Request, Trail, Usage
 from batchllm.providers.raised import as_json, meaning
 from batchllm.providers.resource import opened
 from batchllm.providers.step_processes import Workers

@@ -19,7 +19,7 @@ from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from batchllm.errors import Internal
-from batchllm.model import frozen
+from batchllm.fields import frozen
 from batchllm.providers.raised import unpacked
 
 _PROGRAM = Path(__file__).with_name("step_worker.py")

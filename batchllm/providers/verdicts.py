@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from batchllm.errors import BadReply, BatchError, CallError, RateLimited, RecordError
-from batchllm.model import frozen
+from batchllm.fields import frozen
 from batchllm.providers.complaints import (
     Complaint,
     of_document,

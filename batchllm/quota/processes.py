@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from batchllm.model import frozen
+from batchllm.fields import frozen
 
 _PROC = Path("/proc")
 

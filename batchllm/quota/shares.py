@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from batchllm.fields import mutable
 from batchllm.model import DIMENSIONS
 
 LEASE = 0.5
@@ -36,7 +37,7 @@ def nothing() -> list[float]:
     return [0.0] * len(DIMENSIONS)
 
 
-@dataclass(slots=True)
+@mutable
 class Run:
     """A run as the file knows it; amounts in the order of DIMENSIONS, times in monotonic seconds.
 
@@ -57,7 +58,7 @@ class Run:
     due: float = 0.0
 
 
-@dataclass(slots=True)
+@mutable
 class Group:
     """The buckets of one account and model as they stood `at`; a `rate` of 0 is a dimension without limit.
 

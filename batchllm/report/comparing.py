@@ -11,7 +11,8 @@ from typing import Any
 
 from batchllm.errors import ConfigError
 from batchllm.expected import Expectation
-from batchllm.model import Attempt, Dead, Done, Failure, Record, Reply, Trail, Usage, frozen, told_attempts
+from batchllm.fields import frozen
+from batchllm.model import Attempt, Dead, Done, Failure, Record, Reply, Trail, Usage, told_attempts
 from batchllm.report import rows
 from batchllm.report.labels import as_compared, label
 from batchllm.report.pairing import Pair, Pairing

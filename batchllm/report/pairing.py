@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchllm.model import frozen
+from batchllm.fields import frozen
 from batchllm.stats import mcnemar
 
 WINDOW = 1 << 16

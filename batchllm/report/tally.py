@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from batchllm.model import frozen
+from batchllm.fields import frozen, mutable
 from batchllm.stats import Confusion, Interval, Table, wilson
 from batchllm.summary import Summary
 from batchllm.summary.ending import counted
@@ -47,7 +47,7 @@ class Accuracy:
         }
 
 
-@dataclass(slots=True)
+@mutable
 class Tally:
     """One variant's figures; `name` is None where a run has no variants.
 

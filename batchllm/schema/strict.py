@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from batchllm.model import frozen
+from batchllm.fields import frozen
 from batchllm.schema.restoring import Restoring
 
 WRAPPED = "answer"

@@ -6,13 +6,13 @@ The faults that show in a well-formed completion (empty, cut, wrapped, wrong) ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import orjson
 
 from batchllm.faults import TALK
+from batchllm.fields import frozen
 from batchllm.simulate.asks import Ask, tokens
 from batchllm.simulate.instances import Unanswerable, instance
 from batchllm.simulate.problems import bad_request
@@ -21,7 +21,7 @@ NO_COMPLETION = b'{"object":"notice","notice":"this is JSON, and no chat complet
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal"}
 
 
-@dataclass(frozen=True)
+@frozen
 class Answer:
     """The text of a completion with its finish reason and its length in tokens."""
 

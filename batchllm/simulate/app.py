@@ -9,13 +9,13 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import anyio
 import orjson
 from aiohttp import web
 
+from batchllm.fields import frozen
 from batchllm.simulate.answers import NO_COMPLETION, Answer, answer, completion, message
 from batchllm.simulate.asks import Ask, read, read_message
 from batchllm.simulate.bodies import body as worded
@@ -46,7 +46,7 @@ _NO_ANSWER = {"400", "401", "402", "quota", "429", "500", "502", "503", "drop", 
 _HEADERS_OF = {"openai": "openai", "anthropic": "anthropic", "gemini": "none", "azure": "none"}
 
 
-@dataclass(frozen=True)
+@frozen
 class Call:
     """One request to answer: its id, the service to play, and whether it came to Anthropic's endpoint."""
 

@@ -6,19 +6,19 @@ parameters. It judges the request alone, never keys, limits or faults.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from batchllm.faults import refused_feature
+from batchllm.fields import frozen
 from batchllm.simulate.problems import Problem, Rejected, bad_request
 
 _UNKNOWN_MODEL = "no-such-model"
 _NAMES = {str: "a string", bool: "a boolean", float: "a decimal number", list: "an array", dict: "an object"}
 
 
-@dataclass(frozen=True)
+@frozen
 class Ask:
     """One chat completion to make up.
 

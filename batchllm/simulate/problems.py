@@ -6,7 +6,8 @@ Pure values. The app sends them, `asks` raises them for bad requests, `bodies` w
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from batchllm.fields import frozen
 
 GATEWAY_PAGE = (
     b"<!DOCTYPE html>\n<html><head><title>Gateway</title></head>"
@@ -14,7 +15,7 @@ GATEWAY_PAGE = (
 )
 
 
-@dataclass(frozen=True)
+@frozen
 class Problem:
     """One refusal: HTTP status and what OpenAI puts into the body's `error` object.
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from batchllm.fields import frozen
 
 # A client at exactly the permitted pace must not be refused because its first request took longer to
 # arrive (a new connection) than the later ones: so many seconds' worth may be overdrawn.
 SLACK_S = 0.5
 
 
-@dataclass(frozen=True)
+@frozen
 class Standing:
     """How a limit stands: what may still go of `per_minute`, and the seconds until all of it may again."""
 
@@ -136,7 +137,7 @@ class Window:
             self._used = 0.0  # what rounding left
 
 
-@dataclass(frozen=True)
+@frozen
 class Refusal:
     """The limit that refused, such as `requests` or `tokens`, and the seconds after which to try again."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from batchllm.faults import FaultMix
+from batchllm.fields import frozen
 
 
-@dataclass(frozen=True)
+@frozen
 class Settings:
     """How the endpoint behaves: times in seconds, `jitter` a share of the latency, limits a minute.
 

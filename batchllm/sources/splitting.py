@@ -5,13 +5,13 @@ Pure: it reads nothing and judges no content. A line that is too long is never h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from batchllm.fields import mutable
 
 KEPT_BYTES = 2**16
 BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(slots=True)
+@mutable
 class Line:
     """One physical line: `data` without line end and byte-order mark, its first 64 KiB if it is `too_long`.
 

@@ -7,10 +7,11 @@ committed and keeps the Summary in its snapshot; the ui and the report read it; 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from batchllm.errors import UNKNOWN
+from batchllm.fields import mutable
 from batchllm.model import Dead, Done, Usage
 from batchllm.summary.histogram import Histogram
 from batchllm.summary.throughput import Throughput
@@ -27,7 +28,7 @@ _COUNTS = (
 _OF_STAGE = ("came", "ok", "skipped", "failed")
 
 
-@dataclass(slots=True)
+@mutable
 class Failed:
     """The dead letters of one kind and cause: how many, and up to three different messages."""
 
@@ -40,7 +41,7 @@ class Failed:
             self.examples.append(message[:_EXAMPLE_LENGTH])
 
 
-@dataclass(slots=True)
+@mutable
 class Stage:
     """How many records came into a stage, were answered, were left out by its `when`, and failed there."""
 
@@ -50,7 +51,7 @@ class Stage:
     failed: int = 0
 
 
-@dataclass(slots=True)
+@mutable
 class Summary:
     """The totals of a run over all its sessions; equal when everything counted is equal.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from batchllm.model import frozen
+from batchllm.fields import frozen
 from batchllm.summary import Summary
 
 

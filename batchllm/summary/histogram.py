@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from batchllm.fields import mutable
 
 _PRECISION = 0.02
 _GAMMA = (1 + _PRECISION) / (1 - _PRECISION)
@@ -12,7 +14,7 @@ _PER_LOG = 1 / math.log(_GAMMA)
 _SHORTEST = 1e-6
 
 
-@dataclass(slots=True)
+@mutable
 class Histogram:
     """Durations in seconds in log-spaced buckets; a quantile is within 2 % of a value that was added.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from batchllm.fields import mutable
 
 _BUCKETS = 512
 
 
-@dataclass(slots=True)
+@mutable
 class Throughput:
     """Records settled over time, in at most 512 buckets of `width` seconds.
 

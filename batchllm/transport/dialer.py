@@ -14,8 +14,8 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
+from batchllm.fields import frozen
 from batchllm.transport.exchange import Failed
 from batchllm.transport.protocol import HTTP2_ONLY, Connection, Owner
 from batchllm.transport.tls import no_common_protocol, remember
@@ -23,7 +23,7 @@ from batchllm.transport.tls import no_common_protocol, remember
 SHARE = 5.0  # seconds that one of several addresses gets at most before the next one is tried
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Origin:
     """Where requests go: `host` is a name or a literal address without brackets."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from batchllm.model import frozen
+from batchllm.fields import frozen
 
 FailureKind = Literal[
     "pool_timeout", "connect", "connect_timeout", "write_timeout", "read_timeout", "read", "protocol"

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from batchllm.model import frozen
+from batchllm.fields import frozen
 from batchllm.report import Accuracy, Comparison, Pair, Tally
 from batchllm.stats import Table
 from batchllm.ui.figures import per_cent, precise

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from batchllm.model import frozen
+from batchllm.fields import frozen
 from batchllm.summary import Failed, Summary
 from batchllm.summary.ending import Ending, figures, rate_of
 from batchllm.ui.figures import per_cent, precise, speed

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from typing import Protocol
 
-from batchllm.model import frozen
+from batchllm.fields import frozen
 from batchllm.summary import Summary
 
 _WINDOW = 30.0

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from batchllm.errors import BadInput
+from batchllm.fields import frozen
 from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate, Gated
 from batchllm.layers.retrying import Retrying
 from batchllm.layers.structured import Structured
 from batchllm.layers.traced import Traced
 from batchllm.layers.within import Within
-from batchllm.model import Dead, Record, frozen
+from batchllm.model import Dead, Record
 from batchllm.pipeline import Render, Stage
 from batchllm.ports import Answers, Observer, Provider, ProviderSpec
 from batchllm.prompt import Messages, explain_missing, missing_fields

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from batchllm.engine import Engine, workers_for
 from batchllm.errors import ConfigError
+from batchllm.fields import frozen
 from batchllm.job import Job, Loaded
 from batchllm.ledger import Ledger, Noted, Settled, State, read_notes, restore
 from batchllm.mainpath import Parts
-from batchllm.model import frozen
 from batchllm.pipeline import Pipeline
 from batchllm.ports import Observer, Provider, Source
 from batchllm.sources import JsonlSource, check_inputs

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from batchllm.fields import frozen
 from batchllm.job import Job
 from batchllm.ledger import Ledger, Noted, Reorder, State
 from batchllm.lines import Shape
-from batchllm.model import Dead, frozen
+from batchllm.model import Dead
 from batchllm.ports import Observer, Sink, Source
 from batchllm.sinks import JsonlFile, Nowhere, Stdout
 from batchllm.sources import JsonlSource, Variants

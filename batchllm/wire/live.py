@@ -6,16 +6,16 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchllm.errors import ConfigError, Drained
+from batchllm.fields import frozen, mutable
 from batchllm.job import Job
 from batchllm.layers.gated import Gate
 from batchllm.ledger import Ledger
 from batchllm.mainpath import Parts
-from batchllm.model import frozen
 from batchllm.sources import JsonlSource
 from batchllm.summary import Summary
 from batchllm.wire.gates import Gates
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from batchllm.report import Comparison
 
 
-@dataclass(slots=True)
+@mutable
 class Live:
     """A wired run; also what the ui samples while it goes (see `ui.View`).
 

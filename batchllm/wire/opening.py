@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -19,6 +19,7 @@ import orjson
 
 from batchllm import __version__
 from batchllm.errors import ConfigError
+from batchllm.fields import mutable
 from batchllm.job import Job, Setting, settings
 from batchllm.ledger import Journal, RunFolder, State, move_aside
 from batchllm.lines import Shape, failed_line_of, stamp
@@ -28,7 +29,7 @@ from batchllm.wire.places import Places
 Say = Callable[[str], None]
 
 
-@dataclass(slots=True)
+@mutable
 class Opened:
     """An output with its run folder open.
 

@@ -10,8 +10,8 @@ import stat
 from pathlib import Path
 
 from batchllm.errors import ConfigError
+from batchllm.fields import frozen
 from batchllm.job import Job
-from batchllm.model import frozen
 
 _SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".gz", ".zst"})
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from batchllm.errors import ConfigError
+from batchllm.fields import frozen
 from batchllm.job import Job, Loaded
 from batchllm.layers.gated import Gate
 from batchllm.layers.lingering import Lingering
-from batchllm.model import Record, frozen
+from batchllm.model import Record
 from batchllm.pipeline import Stage
 from batchllm.ports import Observer, Provider
 from batchllm.stop import Stop

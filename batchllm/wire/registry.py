@@ -11,8 +11,8 @@ import importlib.util
 from collections.abc import Mapping
 
 from batchllm.errors import ConfigError
+from batchllm.fields import frozen
 from batchllm.job import Loaded
-from batchllm.model import frozen
 from batchllm.ports import Connect, ProviderSpec
 from batchllm.wire.limiting import most_calls
 

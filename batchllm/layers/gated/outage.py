@@ -7,11 +7,12 @@ request is left to probe with, they may be what fails, so they get their failure
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import anyio
 
 from batchllm.errors import CallError, Disconnected
+from batchllm.fields import mutable
 
 _FAILURES, _REQUESTS = 10, 3
 """Failures in a row, of so many requests at least, that say the service is down."""
@@ -19,7 +20,7 @@ _LONGEST = 15.0
 """Seconds between two probes at most."""
 
 
-@dataclass(slots=True)
+@mutable
 class _Waiting:
     event: anyio.Event = field(default_factory=anyio.Event)
     back: bool = True

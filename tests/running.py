@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -16,6 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import pytest
+
+from batchllm.cli import application
+from batchllm.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 ECHO = ("-m", "fake/echo")
@@ -74,6 +81,27 @@ def run(
         timeout=LONGEST_S,
     )
     return checked(folder, ran.returncode, ran.stdout, ran.stderr)
+
+
+def refusal(folder: Path, *args: str | Path, env: Mapping[str, str] | None = None, verb: str = "run") -> Ran:
+    """What `batchllm run ARGS` says where it is refused before anything is called.
+
+    It runs in this process, since loading the program again for each of many such would take most of a
+    test's time; modules of the user's stay loaded. It fails where the command is not refused.
+    """
+    log = logging.getLogger("batchllm")
+    handlers, level = log.handlers[:], log.level
+    try:
+        with (
+            contextlib.chdir(folder),
+            mock.patch.dict(os.environ, environment(folder, env), clear=True),
+            pytest.raises(ConfigError) as refused,
+        ):
+            application(verb)([verb, *map(str, args)], prog_name="batchllm", standalone_mode=False)
+    finally:
+        log.handlers[:] = handlers
+        log.setLevel(level)
+    return Ran(folder, 2, b"", f"error: {refused.value.message}\nhint: {refused.value.hint}\n")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -57,12 +58,32 @@ class Simulated:
 
 @contextlib.contextmanager
 def simulated(*args: str, env: Mapping[str, str] | None = None) -> Iterator[Simulated]:
-    """Run `batchllm simulate` on a free port with these options; `env` is added to the environment.
+    """`batchllm simulate` on a free port with these options; `env` is added to the environment.
 
-    Raises RuntimeError with its stderr if it ends before it listens.
+    One without options serves this process's tests one after the other: it is reset in between. Raises
+    RuntimeError with its stderr if it ends before it listens.
     """
+    if args or env:
+        with _started(args, env or {}) as server:
+            yield server
+        return
+    server = _IDLE.pop() if _IDLE else _TO_THE_END.enter_context(_started((), {}))
+    try:
+        yield server
+    finally:
+        server.reset()
+        _IDLE.append(server)
+
+
+_IDLE: list[Simulated] = []
+_TO_THE_END = contextlib.ExitStack()
+atexit.register(_TO_THE_END.close)
+
+
+@contextlib.contextmanager
+def _started(args: tuple[str, ...], env: Mapping[str, str]) -> Iterator[Simulated]:
     command = [sys.executable, "-m", "batchllm", "simulate", "--port", "0", *args]
-    around = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    around = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=around) as process,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import ECHO, Ran, names, rows, run, tickets, together, write
+from tests.running import ECHO, Ran, names, refusal, rows, run, tickets, together, write
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 FUNCTION = """
@@ -203,27 +203,16 @@ WRONG: dict[str, tuple[tuple[str, ...], str, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
-    def ran(case: str) -> Ran:
-        args, job, _ = WRONG[case]
-        folder = tmp_path_factory.mktemp("wrong")
-        write(folder / "a.jsonl", tickets(3))
-        (folder / "job.toml").write_text(job)
-        return run(folder, "a.jsonl", "-j", "job.toml", *ECHO, *args)
-
-    ends = together(*(partial(ran, case) for case in WRONG))
-    return dict(zip(WRONG, ends, strict=True))
-
-
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_with_a_prompt_is_named_with_exit_2(case: str, refused: dict[str, Ran]) -> None:
-    ran = refused[case]
-    assert (ran.code, ran.stdout) == (2, b""), ran.stderr
-    for words in WRONG[case][2]:
-        assert words in ran.error
-    assert ran.hint
-    assert names(ran.folder) == {"a.jsonl", "job.toml"}
+def test_what_is_wrong_with_a_prompt_is_named(case: str, tmp_path: Path) -> None:
+    args, job, told = WRONG[case]
+    write(tmp_path / "a.jsonl", tickets(3))
+    (tmp_path / "job.toml").write_text(job)
+    refused = refusal(tmp_path, "a.jsonl", "-j", "job.toml", *ECHO, *args)
+    for words in told:
+        assert words in refused.error
+    assert refused.hint
+    assert names(tmp_path) == {"a.jsonl", "job.toml"}
 
 
 def test_a_job_file_found_by_itself_may_not_open_other_folders_to_images(tmp_path: Path) -> None:

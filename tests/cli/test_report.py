@@ -16,6 +16,7 @@ from tests.running import (
     command,
     ended,
     environment,
+    refusal,
     run,
     started,
     tickets,
@@ -140,10 +141,9 @@ def test_an_expectation_that_can_t_be_met_is_refused_before_any_call(
     tmp_path: Path, args: tuple[str, ...], message: str, hint: str
 ) -> None:
     write(tmp_path / "a.jsonl", tickets(2))
-    ran = run(tmp_path, "a.jsonl", *ECHO, *args)
-    assert ran.code == 2
-    assert message in ran.error
-    assert hint in ran.hint
+    refused = refusal(tmp_path, "a.jsonl", *ECHO, *args)
+    assert message in refused.error
+    assert hint in refused.hint
     assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl"}
 
 
@@ -269,7 +269,6 @@ def test_what_is_no_output_of_a_run_is_refused(tmp_path: Path) -> None:
         (("a.jsonl",), "line 1 of a.jsonl is no line of a run with --emit result: it has no 'attempts'"),
         (("a.jsonl", "-d", "gone.jsonl"), "gone.jsonl does not exist"),
     ]:
-        ran = report(tmp_path, *args)
-        assert ran.code == 2
-        assert message in ran.error
-        assert ran.hint
+        refused = refusal(tmp_path, *args, verb="report")
+        assert message in refused.error
+        assert refused.hint

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.repairs import prove
-from tests.running import Ran, run, tickets, write
+from tests.running import Ran, refusal, run, tickets, write
 from tests.serving import Simulated, simulated
 
 LABEL: dict[str, Any] = {
@@ -144,10 +144,9 @@ def test_a_model_that_is_none_is_refused_before_any_call(
     if content is not None:
         (tmp_path / "m.py").write_text(content)
     write(tmp_path / "in.jsonl", tickets(1))
-    ran = run(tmp_path, "in.jsonl", "-m", "fake/echo", "--schema", schema)
-    assert ran.code == 2
-    assert error in ran.error
-    assert "module:function" not in ran.stderr
+    refused = refusal(tmp_path, "in.jsonl", "-m", "fake/echo", "--schema", schema)
+    assert error in refused.error
+    assert "module:function" not in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -166,9 +165,7 @@ def test_a_schema_file_that_is_none_is_refused_before_any_call(
 ) -> None:
     (tmp_path / "schema.json").write_text(content, encoding="utf-8")
     write(tmp_path / "in.jsonl", tickets(1))
-    ran = run(tmp_path, "in.jsonl", "-m", "fake/echo", "--schema", "schema.json")
-    assert ran.code == 2
-    assert error in ran.error
+    assert error in refusal(tmp_path, "in.jsonl", "-m", "fake/echo", "--schema", "schema.json").error
 
 
 def test_a_schema_file_may_begin_with_a_byte_order_mark_and_a_format_nobody_knows_is_said(
@@ -190,9 +187,7 @@ def test_a_schema_file_may_begin_with_a_byte_order_mark_and_a_format_nobody_know
 def test_a_job_file_that_is_found_may_not_name_code(tmp_path: Path, line: str) -> None:
     (tmp_path / "batchllm.toml").write_text(f'model = "fake/echo"\n{line}\n')
     write(tmp_path / "in.jsonl", tickets(1))
-    ran = run(tmp_path, "in.jsonl")
-    assert ran.code == 2
-    assert "may not name code to run" in ran.error
+    assert "may not name code to run" in refusal(tmp_path, "in.jsonl").error
 
 
 def test_a_check_sees_value_and_record_and_its_complaint_goes_into_the_repair(tmp_path: Path) -> None:
@@ -326,9 +321,7 @@ def test_what_could_never_stand_in_is_refused_before_any_call(
 ) -> None:
     (tmp_path / "schema.json").write_text(json.dumps(LABEL))
     write(tmp_path / "in.jsonl", tickets(1))
-    ran = run(tmp_path, "in.jsonl", "-m", "fake/echo", *options)
-    assert ran.code == 2
-    assert error in ran.error
+    assert error in refusal(tmp_path, "in.jsonl", "-m", "fake/echo", *options).error
 
 
 def test_constants_do_not_fill_a_file_while_the_model_can_not_be_reached(tmp_path: Path) -> None:

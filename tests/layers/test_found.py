@@ -139,36 +139,36 @@ def test_refusals_that_have_nothing_to_do_with_the_rate_do_not_throttle_the_run(
 
 def test_slow_down_halves_the_rate_and_holds_it_for_a_quarter_of_an_hour() -> None:
     def failing(call: int, now: float) -> CallError | None:
-        if call != 600:
+        if call != 150:
             return None
         error = RateLimited("slow down", status=503, retry_after=1.0)
         error.cause = "slow_down"
         return error
 
-    service = Service(failing=failing)
+    service = Service(latency=0.4, failing=failing)
     Crowd(service, concurrency=1, seconds=2400).run()
-    before, after = service.share(600, 5, 55), service.share(600, 120, 900)
+    before, after = service.share(150, 5, 55), service.share(150, 120, 900)
     assert before == pytest.approx(1.0, abs=0.05)
     assert after == pytest.approx(0.5, abs=0.05)
-    assert service.share(600, 2000, 2400) > 0.8
+    assert service.share(150, 2000, 2400) > 0.8
 
 
 def test_a_service_that_is_down_is_probed_and_not_hammered_and_costs_no_record() -> None:
     def failing(call: int, now: float) -> CallError | None:
         return Overloaded("502", status=502) if 30 <= now < 330 else None
 
-    crowd = Crowd(service := Service(failing=failing), concurrency=50, seconds=400).run()
+    crowd = Crowd(service := Service(latency=0.4, failing=failing), concurrency=50, seconds=400).run()
     probes = [at for at in service.calls if 32 <= at < 330]
     assert 10 <= len(probes) <= 40
     assert len(crowd.failed) <= 2 * 60  # all 60 askers wait, and once more when nobody is left to probe
-    assert service.share(30_000, 350, 400) >= 0.95
+    assert service.share(7500, 350, 400) >= 0.95
 
 
 def test_a_service_that_stays_down_stops_the_run_after_max_stall_and_no_record_is_lost() -> None:
     def failing(call: int, now: float) -> CallError | None:
         return Disconnected("refused") if now >= 30 else None
 
-    crowd = Crowd(Service(failing=failing), concurrency=50, seconds=4000).run()
+    crowd = Crowd(Service(latency=0.4, failing=failing), concurrency=50, seconds=4000).run()
     assert isinstance(crowd.stop.reason, Stalled)
     assert crowd.stop.reason.message.startswith("nothing has succeeded for 9")
     assert len([error for error in crowd.failed if isinstance(error, CallError)]) <= 4 * 60

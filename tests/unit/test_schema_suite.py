@@ -101,7 +101,7 @@ SCHEMAS: st.SearchStrategy[dict[str, Any]] = st.deferred(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(SCHEMAS, st.lists(VALUES, min_size=1, max_size=4))
 def test_the_quick_check_accepts_nothing_that_jsonschema_refuses(
     schema: dict[str, Any], values: list[Any]

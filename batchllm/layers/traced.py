@@ -8,18 +8,29 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from batchllm.errors import BatchError
+from batchllm.errors import BatchError, FatalError
 from batchllm.model import Attempt, Reply, Request, Trail
 from batchllm.ports import Observer, Provider
 
 
 class Traced:
-    """A Provider whose calls are written down."""
+    """A Provider whose calls are written down.
 
-    def __init__(self, inner: Provider, observers: Sequence[Observer] = (), stage: str | None = None) -> None:
+    `stage` names the stage that they are for. `model` is told with an error that stops the run, where others
+    are asked beside it.
+    """
+
+    def __init__(
+        self,
+        inner: Provider,
+        observers: Sequence[Observer] = (),
+        stage: str | None = None,
+        model: str | None = None,
+    ) -> None:
         self._inner = inner
         self._observers = observers
         self._stage = stage
+        self._model = model
 
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """Ask, and note when, how long, what it used and how it ended."""
@@ -27,6 +38,8 @@ class Traced:
         try:
             reply = await self._inner.complete(request, trail)
         except Exception as error:
+            if self._model is not None and isinstance(error, FatalError):
+                error.message = f"{self._model}: {error.message}"
             self._note(
                 request,
                 trail,

@@ -38,7 +38,7 @@ _BATCH_URLS = ("/v1/chat/completions", "/chat/completions")
 class Shared:
     """What all stacks of a run share: `window` where there are several gates, `answers` of a cache.
 
-    `several` are the models that the run asks at more than one address.
+    `several` are the models that the run asks at more than one address; `named` says that errors name theirs.
     """
 
     job: Job
@@ -47,6 +47,11 @@ class Shared:
     window: anyio.CapacityLimiter | None = None
     answers: Answers | None = None
     several: frozenset[str] = frozenset()
+    named: bool = False
+
+    def traced(self, provider: Provider, asked: Asking) -> Traced:
+        """The provider with its calls written down, as those of `asked`."""
+        return Traced(provider, self.observers, asked.name, asked.model if self.named else None)
 
 
 @frozen
@@ -141,7 +146,7 @@ class Asking:
 
     def _judged(self, provider: Provider, gate: Gate, shared: Shared) -> Provider:
         job, run = self.job, shared.job
-        inner: Provider = Traced(provider, shared.observers, self.name)
+        inner: Provider = shared.traced(provider, self)
         if shared.window is not None:
             inner = Within(inner, shared.window)
         gated: Provider = Gated(inner, gate)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from batchllm.job import Loaded
 from batchllm.layers.gated import Gate, Gated
 from batchllm.layers.retrying import Retrying
-from batchllm.layers.traced import Traced
 from batchllm.model import Dead
 from batchllm.pipeline import Render
 from batchllm.ports import Provider, ProviderSpec
@@ -39,7 +38,7 @@ class Calling(Asking):
     ) -> Provider:
         """The stack of layers, outermost first: Retrying(Gated(Traced(provider)))."""
         job = self.job
-        gated = Gated(Traced(provider, shared.observers), gate)
+        gated = Gated(shared.traced(provider, self), gate)
         return Retrying(gated, most=job.max_retries, backoff=job.backoff, stop=shared.stop, witness=gate)
 
 

@@ -140,7 +140,8 @@ class Plan:
         main = asked[0] if len(asked) == 1 else None
         if len(models) > 1 and shared.job.concurrency != "auto":
             shared = replace(shared, window=anyio.CapacityLimiter(shared.job.concurrency))
-        shared = replace(shared, several=self._several())
+        leading = {each.model for stages in self.askings for each in stages}
+        shared = replace(shared, several=self._several(), named=len(leading) > 1)
         alone = models[0] if len(models) == 1 and not functions else None
         wired = Wired({}, alone or Gates(models, functions, shared.window, main), [])
         made = iter(zip(providers, gates, strict=True))
@@ -210,7 +211,8 @@ def _standby(asked: Asking, provider: Provider, gate: Gate, shared: Shared) -> S
     """A model that stands by, with a stack of its own, which keeps no answers."""
     from batchllm.layers.fallback import Standby
 
-    return Standby(asked.model, asked.stack(provider, gate, replace(shared, answers=None)), gate.stop)
+    alone = replace(shared, answers=None, named=False)
+    return Standby(asked.model, asked.stack(provider, gate, alone), gate.stop)
 
 
 def _check_answers(stages: Sequence[Asking]) -> None:

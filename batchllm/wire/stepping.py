@@ -14,7 +14,6 @@ from batchllm.job import Job
 from batchllm.layers.gated import Gate, Gated
 from batchllm.layers.lingering import Lingering
 from batchllm.layers.retrying import Retrying
-from batchllm.layers.traced import Traced
 from batchllm.pipeline import Render, Stage
 from batchllm.ports import Provider, ProviderSpec
 from batchllm.wire.asking import Asking, Shared
@@ -50,7 +49,7 @@ class Stepping(Asking):
     def lingering_stack(self, provider: Provider, gate: Gate, shared: Shared) -> tuple[Provider, Lingering]:
         """The stack, Retrying(Lingering(Gated(Traced(step)))), and who waits in it."""
         job = self.job
-        lingering = Lingering(Gated(Traced(provider, shared.observers, self.name), gate), shared.stop)
+        lingering = Lingering(Gated(shared.traced(provider, self), gate), shared.stop)
         stack = Retrying(lingering, most=job.max_retries, backoff=job.backoff, stop=shared.stop, witness=gate)
         return stack, lingering
 

@@ -156,6 +156,26 @@ prompt = "two {{{{ text }}}}"
     assert two["highest_in_flight"] <= 5
 
 
+def test_an_account_that_is_refused_is_named_where_several_are_asked(tmp_path: Path) -> None:
+    job = """
+[[stage]]
+name = "first"
+model = "fake/echo"
+prompt = "{{ text }}"
+[[stage]]
+name = "second"
+model = "openai/large"
+prompt = "{{ text }}"
+"""
+    _job(tmp_path, ["x", "y"], job)
+    with simulated("--api-key-env", "RIGHT", env={"RIGHT": "sk-right"}) as server:
+        args = ("in.jsonl", "-j", "job.toml", "--base-url", server.url)
+        ran = run(tmp_path, *args, env={"OPENAI_API_KEY": "sk-wrong"})
+
+    assert ran.code == 3
+    assert "stopped: openai/large: the provider answered 401" in ran.stderr
+
+
 def test_stages_that_cant_be_are_refused_before_any_call(tmp_path: Path) -> None:
     bad = {
         'name = "a"\nrun = "steps.py:check"\nprompt = "x"': "run is a function, which takes no prompt",

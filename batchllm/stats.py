@@ -5,8 +5,8 @@ The report calls it; it knows nothing of records and files.
 
 from __future__ import annotations
 
-import math
 from dataclasses import field
+from decimal import Decimal, localcontext
 
 from batchllm.fields import frozen, mutable
 
@@ -30,15 +30,17 @@ def wilson(right: int, n: int, z: float = Z95) -> Interval:
     """The score interval of a share, `right` of `n`; from 0 to 1 where `n` is 0.
 
     E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927):
-    the shares p with |right/n - p| <= z sqrt(p (1 - p) / n).
+    the shares p with |right/n - p| <= z sqrt(p (1 - p) / n). Computed with 40 digits and rounded once.
     """
     if not n:
         return Interval(0.0, 1.0)
-    square = z * z
-    middle = right + square / 2
-    half = z * math.sqrt(right * (n - right) / n + square / 4)
-    low = 0.0 if right == 0 else (middle - half) / (n + square)
-    high = 1.0 if right == n else (middle + half) / (n + square)
+    with localcontext() as context:
+        context.prec = 40
+        square, whole = Decimal(z) * Decimal(z), Decimal(n)
+        middle = right + square / 2
+        half = Decimal(z) * (right * (n - right) / whole + square / 4).sqrt()
+        low = 0.0 if right == 0 else float((middle - half) / (whole + square))
+        high = 1.0 if right == n else float((middle + half) / (whole + square))
     return Interval(low, high)
 
 

@@ -53,6 +53,22 @@ def test_the_ends_of_the_interval_are_z_standard_errors_from_the_share(share: tu
 
 
 @given(shares())
+def test_each_end_is_the_double_nearest_to_the_solution(share: tuple[int, int]) -> None:
+    """Solved in whole numbers: the roots of (1 + z²/n) p² - (2 k/n + z²/n) p + k²/n², to 60 digits."""
+    right, n = share
+    z, share_of, scale = Fraction(Z95), Fraction(right, n), 10**120
+    a, b, c = 1 + z * z / n, 2 * share_of + z * z / n, share_of * share_of
+    inside = b * b - 4 * a * c
+    root = Fraction(math.isqrt(inside.numerator * scale // inside.denominator), 10**60)
+    low, high = ((b + sign * root) / (2 * a) for sign in (-1, 1))
+
+    interval = wilson(right, n)
+
+    assert interval.low == (0.0 if right == 0 else float(low))
+    assert interval.high == (1.0 if right == n else float(high))
+
+
+@given(shares())
 def test_right_and_wrong_have_mirrored_intervals(share: tuple[int, int]) -> None:
     right, n = share
     interval, mirrored = wilson(right, n), wilson(n - right, n)

@@ -61,11 +61,13 @@ class TokenBucket:
         else:
             passed = 0.0
         if len(self.limited) == 1:
-            (i,) = self.limited
-            wait = self._short(i, need[i], passed)
-            if not wait:
-                self._levels[i] -= need[i]
-            return wait
+            i = self.limited[0]
+            size, level = self._sizes[i], self._levels[i]
+            if level < size and (level := level + self._rates[i] * passed) > size:
+                level = size
+            if need[i] <= level:  # what mostly holds; a third of the cost of the way below
+                self._levels[i] = level - need[i]
+                return 0.0
         wait = 0.0
         for i in self.limited:
             wait = max(wait, self._short(i, need[i], passed))

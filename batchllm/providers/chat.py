@@ -282,13 +282,8 @@ def _usage(usage: Any) -> Usage:
     sent, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    if (
-        type(sent) is int
-        and type(made) is int
-        and type(cached) is int
-        and not (sent | made | cached) >> _MOST_BITS  # none of them is negative or too large
-    ):
-        return Usage(sent, made, cached)
+    if type(sent) is type(made) is type(cached) is int and not (sent | made | cached) >> _MOST_BITS:
+        return Usage(sent, made, cached)  # none of them is negative or too large
     return Usage(_count(sent), _count(made), _count(cached))
 
 

@@ -99,7 +99,8 @@ class Shaping:
 
     def __init__(self, mode: str) -> None:
         self._mode = mode
-        self._ladders: dict[int | tuple[int, str], Ladder] = {}
+        self._ladders: dict[tuple[int, str | None], Ladder] = {}
+        self._latest: Ladder | None = None  # of a body that names no model
 
     def way(self, request: Request) -> tuple[Ladder | None, Way | None]:
         """How a request is to be told its schema, and by which ladder; None where nothing is to be added.
@@ -109,14 +110,20 @@ class Shaping:
         schema, body = request.schema, request.body
         if schema is None or request.raw or not _OWN.isdisjoint(body):
             return None, None
-        model = str(body["model"]) if "model" in body else None
-        place = id(schema) if model is None else (id(schema), model)
-        ladder = self._ladders.get(place)
-        if ladder is None:
-            ladder = self._ladders[place] = Ladder(schema, self._mode, model)
+        ladder = self._latest if "model" not in body else self._ladder(schema, str(body["model"]))
+        if ladder is None or ladder.schema is not schema:
+            ladder = self._latest = self._ladder(schema, None)
         if ladder.doubtful:
             return ladder, ladder.doubtful.get(request.key, ladder.way)
         return ladder, ladder.way
+
+    def _ladder(self, schema: dict[str, Any], model: str | None) -> Ladder:
+        """The one of a schema, and of the model where the body names its own."""
+        place = id(schema), model
+        ladder = self._ladders.get(place)
+        if ladder is None:
+            ladder = self._ladders[place] = Ladder(schema, self._mode, model)
+        return ladder
 
 
 def in_doubt(error: BatchError, status: int) -> RateLimited:

@@ -38,12 +38,19 @@ UNKNOWN = "unknown"
 
 
 class BatchError(Exception):
-    """The root: `message` is one line, `hint` one line of what to do, or None."""
+    """The root: `message` is one line, `hint` one line of what to do, or None.
+
+    `whose` names the model or function that failed, in a run that asks several; its text begins with it.
+    """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.whose: str | None = None
+
+    def __str__(self) -> str:
+        return self.message if self.whose is None else f"{self.whose}: {self.message}"
 
 
 class ConfigError(BatchError):

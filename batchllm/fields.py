@@ -58,6 +58,7 @@ def _init_of(cls: Any) -> Any:
         lines.append(" self.__post_init__()")
     code = f"def __init__({', '.join(parameters)}):\n" + "\n".join(lines or [" pass"])
     exec(code, names)
+    names["__init__"].__qualname__ = f"{cls.__qualname__}.__init__"
     return names["__init__"]
 
 

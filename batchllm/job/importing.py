@@ -39,9 +39,23 @@ def found(what: str, folder: Path | None = None) -> Callable[..., Any]:
 
 def attribute(place: str, name: str, folder: Path | None = None) -> Any:
     """What `name`, dotted or not, means in a module; None where it has no such thing. Raises ConfigError."""
-    thing: Any = imported(place, folder)
-    for part in name.split("."):
-        thing = getattr(thing, part, None)
+    module = imported(place, folder)
+    running: _Running | None = vars(module).get(_RUNNING)
+    thing = _named_in(module, name, place)
+    if thing is None and running is not None and running.thread != threading.get_ident():
+        running.over.wait(_PATIENCE_S)
+        thing = _named_in(module, name, place)
+    return thing
+
+
+def _named_in(module: ModuleType, name: str, place: str) -> Any:
+    thing: Any = module
+    try:
+        for part in name.split("."):
+            thing = getattr(thing, part, None)
+    except (Exception, SystemExit) as error:
+        words = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"looking up {name} in {place} failed: {words}", WAYS) from error
     return thing
 
 
@@ -72,32 +86,43 @@ def imported(place: str, folder: Path | None = None) -> ModuleType:
         raise ConfigError(f"importing {place} failed: {type(error).__name__}: {error}", WAYS) from error
 
 
-_importing = threading.RLock()
-"""Held while a file runs as a module: another thread waits for the whole of it."""
+class _Running:
+    """A file that runs as a module now, and the thread that it runs in."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.over = threading.Event()
+
+
+_RUNNING = "__batchllm_runs__"
+"""Where a module holds that of itself, for as long as it runs."""
+_making = threading.Lock()
+"""Held while a module is looked for and entered, never while code runs."""
+_PATIENCE_S = 10.0
+"""Seconds that a thread waits for a name in a file that another thread still runs: it may wait for us."""
 
 
 def _from_file(path: Path) -> ModuleType:
-    with _importing:
-        return _module_of(path)
-
-
-def _module_of(path: Path) -> ModuleType:
     whole = str(path.resolve())
     # never the name of another module, nor that of another file with this one's name
     name = f"batchllm_function_{path.stem}_{blake2b(whole.encode(), digest_size=4).hexdigest()}"
-    if name in sys.modules:
-        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"there is no file {path}", WAYS)
+    with _making:
+        if name in sys.modules:
+            return sys.modules[name]
+        if spec is None or spec.loader is None or not path.is_file():
+            raise ConfigError(f"there is no file {path}", WAYS)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        running = vars(module)[_RUNNING] = _Running()
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit):
         del sys.modules[name]  # half a module is none
         raise
+    finally:
+        vars(module).pop(_RUNNING, None)
+        running.over.set()
     return module

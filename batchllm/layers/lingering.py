@@ -23,12 +23,13 @@ class Lingering:
     """A Provider around one that may raise StillRunning.
 
     `linger` gives the scope of such a wait, which is cancelled when the run has nothing else to wait for; see
-    `Engine.lingering`.
+    `Engine.lingering`. `whose` names the function in errors, as in `Traced`.
     """
 
-    def __init__(self, inner: Provider, stop: Stop) -> None:
+    def __init__(self, inner: Provider, stop: Stop, whose: str | None = None) -> None:
         self._inner = inner
         self._stop = stop
+        self._whose = whose
         self.linger: Callable[[], AbstractContextManager[anyio.CancelScope]] = anyio.CancelScope
 
     async def complete(self, request: Request, trail: Trail) -> Reply:
@@ -42,6 +43,7 @@ class Lingering:
             try:
                 reply: Reply = await running.outcome()
             except BatchError as error:
+                error.whose = self._whose
                 _settle(trail, call, began, error)
                 raise
             _settle(trail, call, began, None)

@@ -16,8 +16,7 @@ from batchllm.ports import Observer, Provider
 class Traced:
     """A Provider whose calls are written down.
 
-    `stage` names the stage that they are for. `model` is told with an error that stops the run, where others
-    are asked beside it.
+    `stage` names the stage that they are for, `whose` the model in errors that stop a run which asks several.
     """
 
     def __init__(
@@ -25,12 +24,12 @@ class Traced:
         inner: Provider,
         observers: Sequence[Observer] = (),
         stage: str | None = None,
-        model: str | None = None,
+        whose: str | None = None,
     ) -> None:
         self._inner = inner
         self._observers = observers
         self._stage = stage
-        self._model = model
+        self._whose = whose
 
     async def complete(self, request: Request, trail: Trail) -> Reply:
         """Ask, and note when, how long, what it used and how it ended."""
@@ -38,8 +37,9 @@ class Traced:
         try:
             reply = await self._inner.complete(request, trail)
         except Exception as error:
-            if self._model is not None and isinstance(error, FatalError):
-                error.message = f"{self._model}: {error.message}"
+            if self._whose is not None and isinstance(error, FatalError):
+                own = request.body.get("model")  # which a record may name
+                error.whose = self._whose if own is None else f"{self._whose.partition('/')[0]}/{own}"
             self._note(
                 request,
                 trail,

@@ -311,7 +311,8 @@ def outcome_of(entry: Entry, line: bytes) -> Outcome:
     """As much of the outcome as entry and letter tell: what a Summary counts."""
     usage = Usage(entry.input_tokens, entry.output_tokens, entry.cached_tokens)
     told = orjson.loads(line) if entry.kind == DEAD or b'"stages":' in line else {}
-    stages = told.get("stages", ())
+    error = told.get("error") or {}
+    stages = [*told.get("stages", ()), *filter(None, [error.get("stage")])]
     trail = Trail(attempts=told_attempts(entry.calls, entry.at, entry.latency, usage, stages))
     record = Record(entry.unit, entry.unit, None, b"")
     if "stages" in told:
@@ -320,6 +321,5 @@ def outcome_of(entry: Entry, line: bytes) -> Outcome:
         instead = b'"fallback":true' in line
         reply = Reply("", None, usage, None, "", cached=not entry.calls and not instead, fallback=instead)
         return Done(record, reply, trail, entry.at)
-    error = told["error"]
     failure = Failure(error["kind"], error["cause"], error["message"], stage=error.get("stage"))
     return Dead(record, failure, trail, entry.at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -38,7 +39,8 @@ _BATCH_URLS = ("/v1/chat/completions", "/chat/completions")
 class Shared:
     """What all stacks of a run share: `window` where there are several gates, `answers` of a cache.
 
-    `several` are the models that the run asks at more than one address; `named` says that errors name theirs.
+    `several` are the models that the run asks at more than one address, `called` tells accounts apart in
+    errors.
     """
 
     job: Job
@@ -47,11 +49,11 @@ class Shared:
     window: anyio.CapacityLimiter | None = None
     answers: Answers | None = None
     several: frozenset[str] = frozenset()
-    named: bool = False
+    called: Mapping[Any, str] = field(default_factory=dict)
 
     def traced(self, provider: Provider, asked: Asking) -> Traced:
         """The provider with its calls written down, as those of `asked`."""
-        return Traced(provider, self.observers, asked.name, asked.model if self.named else None)
+        return Traced(provider, self.observers, asked.name, self.called.get(asked.account))
 
 
 @frozen

@@ -93,7 +93,7 @@ class Live:
         reason = self.parts.stop.reason
         if isinstance(reason, signal.Signals):
             return f"by {reason.name}"
-        return None if reason is None else reason.message
+        return None if reason is None else str(reason)
 
     def status(self) -> dict[str, Any]:
         """How it goes: `rate` in records a second, `eta_s` in seconds, `limits` a minute by dimension."""

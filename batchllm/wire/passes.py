@@ -96,7 +96,7 @@ def why(stop: Stop) -> tuple[str | None, str | None]:
     reason = stop.reason
     if isinstance(reason, signal.Signals):
         return f"by {reason.name}", "run the same command again to go on"
-    return (reason.message, reason.hint) if reason is not None else (None, None)
+    return (str(reason), reason.hint) if reason is not None else (None, None)
 
 
 def exit_code(stop: Stop) -> int:

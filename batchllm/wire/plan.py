@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import anyio
 
@@ -117,7 +118,7 @@ class Plan:
         groups: dict[Any, list[tuple[Asking, Provider]]] = {}
         for each, provider in zip(self, providers, strict=True):
             groups.setdefault(each.account, []).append((each, provider))
-        gates = {}
+        gates, called = {}, self.called()
         for account, members in groups.items():
             first, provider = members[0]
             shared = _strictest(replace(job, fallback=first.job.fallback), [each.job for each, _ in members])
@@ -127,6 +128,7 @@ class Plan:
             gates[account] = await gate_of(
                 shared, first.spec, provider, its, observers, stack, ramp=not isinstance(first, Stepping)
             )
+            gates[account].whose = called.get(account)
         return [gates[each.account] for each in self]
 
     def wire(
@@ -140,8 +142,7 @@ class Plan:
         main = asked[0] if len(asked) == 1 else None
         if len(models) > 1 and shared.job.concurrency != "auto":
             shared = replace(shared, window=anyio.CapacityLimiter(shared.job.concurrency))
-        leading = {each.model for stages in self.askings for each in stages}
-        shared = replace(shared, several=self._several(), named=len(leading) > 1)
+        shared = replace(shared, several=self._several(), called=self.called())
         alone = models[0] if len(models) == 1 and not functions else None
         wired = Wired({}, alone or Gates(models, functions, shared.window, main), [])
         made = iter(zip(providers, gates, strict=True))
@@ -157,6 +158,20 @@ class Plan:
                     stack = each.stack(provider, gate, shared, others)
                 wired.stages[name].append(each.ready(stack, raw=raw))
         return wired
+
+    def called(self) -> dict[Any, str]:
+        """What tells the accounts apart in messages: the models, with more where that is not enough."""
+        asked = {each.account: each for each in self}
+        called = {}
+        for account, each in asked.items() if len(asked) > 1 else ():
+            alike = [other for other in asked.values() if other.model == each.model]
+            more = ""
+            if len({_address(other) for other in alike}) > 1:
+                more = f" at {_address(each)}"
+            elif len(alike) > 1 and each.job.api_key_env is not None:
+                more = f" with {each.job.api_key_env}"
+            called[account] = each.model + more
+        return called
 
     def _several(self) -> frozenset[str]:
         """The models that stages and variants ask at more than one address."""
@@ -211,8 +226,12 @@ def _standby(asked: Asking, provider: Provider, gate: Gate, shared: Shared) -> S
     """A model that stands by, with a stack of its own, which keeps no answers."""
     from batchllm.layers.fallback import Standby
 
-    alone = replace(shared, answers=None, named=False)
-    return Standby(asked.model, asked.stack(provider, gate, alone), gate.stop)
+    return Standby(asked.model, asked.stack(provider, gate, replace(shared, answers=None)), gate.stop)
+
+
+def _address(asked: Asking) -> str:
+    """Host and port; the rest of an address may hold a secret."""
+    return urlsplit(asked.spec.base_url or "").netloc.rpartition("@")[2] or "its own address"
 
 
 def _check_answers(stages: Sequence[Asking]) -> None:

@@ -49,7 +49,8 @@ class Stepping(Asking):
     def lingering_stack(self, provider: Provider, gate: Gate, shared: Shared) -> tuple[Provider, Lingering]:
         """The stack, Retrying(Lingering(Gated(Traced(step)))), and who waits in it."""
         job = self.job
-        lingering = Lingering(Gated(shared.traced(provider, self), gate), shared.stop)
+        inner = Gated(shared.traced(provider, self), gate)
+        lingering = Lingering(inner, shared.stop, shared.called.get(self.account))
         stack = Retrying(lingering, most=job.max_retries, backoff=job.backoff, stop=shared.stop, witness=gate)
         return stack, lingering
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -14,7 +15,7 @@ from batchllm.ledger.index import SIZE
 from batchllm.ledger.ordering import RUN, order
 from batchllm.ledger.settled import WINDOW
 from batchllm.lines import Shape
-from batchllm.model import Note
+from batchllm.model import Done, Note, Outcome, Trail, Usage
 from tests.ledgers import Files
 from tests.outcomes import dead, done, outcome
 
@@ -38,8 +39,11 @@ def test_a_kill_before_the_last_snapshot_loses_nothing_that_was_written(tmp_path
     assert summary.usage.input_tokens == 6
 
 
-def test_the_summary_is_the_same_whether_snapshot_or_index_tells_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_stages", [False, True])
+def test_the_summary_is_the_same_whether_snapshot_or_index_tells_it(tmp_path: Path, of_stages: bool) -> None:
     groups = [[outcome(i, i % 3 == 0) for i in range(k, k + 10)] for k in range(0, 50, 10)]
+    if of_stages:
+        groups = [[staged(each) for each in group] for group in groups]
     told = []
     for name, finish in (("a", True), ("b", False)):
         (tmp_path / name).mkdir()
@@ -47,6 +51,16 @@ def test_the_summary_is_the_same_whether_snapshot_or_index_tells_it(tmp_path: Pa
         files.session(list(groups), finish=finish)
         told.append(restore(files.state()).to_dict())
     assert told[0] == told[1]
+
+
+def staged(settled: Outcome) -> Outcome:
+    """The same after a stage `a` that answered and a stage `b` that did or did not."""
+    last = settled.trail.attempts[0]
+    calls = [replace(last, usage=Usage(1, 1), error=None, stage="a"), replace(last, stage="b")]
+    if isinstance(settled, Done):
+        return replace(settled, trail=Trail(attempts=calls, answers={"a": 1, "b": 2}, skipped=["c"]))
+    error = replace(settled.error, stage="b")
+    return replace(settled, error=error, trail=Trail(attempts=calls, answers={"a": 1}, skipped=[]))
 
 
 def test_a_torn_output_line_is_cut_kept_aside_and_written_again(tmp_path: Path) -> None:

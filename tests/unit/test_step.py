@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -205,20 +204,6 @@ def value(folder: Path, function: str, more: dict[str, Any] | None = None, **rec
 def module(folder: Path) -> Any:
     """The module that a step of this folder runs in."""
     return imported("steps.py", folder)
-
-
-def test_a_file_that_threads_import_at_once_is_a_whole_module_for_all(tmp_path: Path) -> None:
-    together = threading.Barrier(4)
-
-    def last_of(name: str) -> Any:
-        together.wait(30)
-        return imported(name, tmp_path).last
-
-    with ThreadPoolExecutor(4) as pool:
-        for number in range(20):
-            name = f"large{number}.py"
-            (tmp_path / name).write_text("one = 1\n" * 2000 + "last = 'line'\n")
-            assert list(pool.map(last_of, [name] * 4)) == ["line"] * 4
 
 
 @pytest.mark.parametrize(

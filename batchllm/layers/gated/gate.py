@@ -45,7 +45,8 @@ class Gate:
     `adaptive` finds that. `ramp` begins with few calls where no limit is known. `freed` is called where a
     slot becomes free and its holder is not about to take it again, and where the window has grown, `spared`
     where a record waits for another's answer and not for a slot, `resized` with each new target. `tend` has
-    to run beside. `stop` is what it stops where nothing succeeds. `standby` says that others answer where
+    to run beside. `stop` is what it stops where nothing succeeds,
+    and `whose` names the model then, in a run that asks several. `standby` says that others answer where
     this service fails, so that its being down is neither waited for nor a reason to stop.
     """
 
@@ -83,6 +84,7 @@ class Gate:
         self._ramp: tuple[float, int] | None = None
         if ramp and limiter.free and adaptive is None:
             self._ramp = (self._moved, 0)
+        self.whose: str | None = None
         self.freed: Callable[[], None] = lambda: None
         self.spared: Callable[[], None] = lambda: None
         self.resized: Callable[[float], None] = lambda target: None
@@ -273,11 +275,9 @@ class Gate:
         """A call failed: stop the run if nothing has succeeded for too long, or too long a wait is asked."""
         asked = error.retry_after or 0.0
         if asked > self._max_stall:
-            self.stop.set(
-                Stalled(
-                    f"the service asks to wait {asked:.0f} s, --max-stall is {self._max_stall:.0f} s",
-                    f"run the same command again at {_clock_in(asked)}, or raise --max-stall",
-                )
+            self._stall(
+                f"the service asks to wait {asked:.0f} s, --max-stall is {self._max_stall:.0f} s",
+                f"run the same command again at {_clock_in(asked)}, or raise --max-stall",
             )
         if not self._standby or isinstance(error, RateLimited):
             self._check_silence(f"last: {error.message}")
@@ -286,12 +286,15 @@ class Gate:
     def _check_silence(self, reason: str) -> None:
         silent = self.clock() - self._moved
         if silent > self._max_stall:
-            self.stop.set(
-                Stalled(
-                    f"nothing has succeeded for {silent:.0f} s; {reason}",
-                    "check the service, then run the same command again",
-                )
+            self._stall(
+                f"nothing has succeeded for {silent:.0f} s; {reason}",
+                "check the service, then run the same command again",
             )
+
+    def _stall(self, message: str, hint: str) -> None:
+        stalled = Stalled(message, hint)
+        stalled.whose = self.whose
+        self.stop.set(stalled)
 
     @property
     def delayed(self) -> int:

@@ -7,13 +7,13 @@ loopback addresses only.
 from __future__ import annotations
 
 import ipaddress
-import resource
 import signal
 from collections.abc import Callable
 from importlib.util import find_spec
 
 import anyio
 
+from batchllm.descriptors import raise_descriptor_limit
 from batchllm.errors import ConfigError
 from batchllm.simulate.settings import Settings
 
@@ -28,6 +28,8 @@ except ModuleNotFoundError as missing:
         "the rehearsal server needs aiohttp", "pip install 'batchllm-cli[simulate]'"
     ) from missing
 
+_CONNECTIONS = 1 << 20
+"""More than anybody opens; each takes a descriptor, of which often 1,024 are allowed at first."""
 # What still waits when the server is told to stop (a hang, a long latency) is cut off after this long.
 _STOP_S = 0.1
 
@@ -39,7 +41,7 @@ def run(settings: Settings, host: str, port: int, ready: Callable[[str], None]) 
     """
     if not _is_loopback(host):
         raise ConfigError(f"{host} is not an address of this machine alone", "use --host 127.0.0.1")
-    _allow_many_connections()
+    raise_descriptor_limit(_CONNECTIONS)
     options = {"use_uvloop": find_spec("uvloop") is not None}
     anyio.run(_serve, settings, host, port, ready, backend_options=options)
 
@@ -70,14 +72,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _allow_many_connections() -> None:
-    """Raise the soft limit of open files, often 1,024, to the hard one: a connection takes one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ValueError, OSError):  # macOS refuses an unlimited soft limit; the old one stays
-        return

@@ -9,7 +9,7 @@ It never sends anything twice and judges no status; retrying and pacing live in 
 """
 
 from batchllm.transport.adapter import Transport
-from batchllm.transport.doors import open_endpoint, raise_descriptor_limit
+from batchllm.transport.doors import open_endpoint
 from batchllm.transport.endpoint import Answer, Endpoint
 from batchllm.transport.exchange import Bounds
 from batchllm.transport.stock import StockEndpoint
@@ -21,5 +21,4 @@ __all__ = [
     "StockEndpoint",
     "Transport",
     "open_endpoint",
-    "raise_descriptor_limit",
 ]

@@ -1,7 +1,7 @@
 """Which way an endpoint's requests go: our own transport, or stock httpx where a proxy stands between.
 
 It reads the proxy variables of the environment as urllib does and opens one endpoint; it sends nothing.
-Providers open theirs here, and `wire` asks here for the file descriptors that a concurrency needs.
+Providers open theirs here.
 """
 
 from __future__ import annotations
@@ -64,27 +64,6 @@ def is_proxied(url: httpx.URL) -> bool:
     if not (proxies.get(url.scheme) or proxies.get("all")) or _is_local(url.host):
         return False
     return not urllib.request.proxy_bypass(f"{url.host}:{url.port}" if url.port else url.host)
-
-
-def raise_descriptor_limit(needed: int) -> int:
-    """Raise the soft limit of open files to the hard one where `needed` asks for it; the limit in force."""
-    try:
-        import resource
-    except ImportError:  # no POSIX system: no such limit
-        return needed
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return max(needed, 2**31 - 1)
-    if soft >= needed:
-        return soft
-    wanted = [hard, needed] if hard != resource.RLIM_INFINITY else [needed]
-    for limit in wanted:  # macOS refuses more than its kernel's own limit, whatever the hard one says
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-        except (ValueError, OSError):
-            continue
-        return limit
-    return soft
 
 
 def _client(

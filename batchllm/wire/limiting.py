@@ -10,13 +10,13 @@ from hashlib import blake2b
 import anyio
 import anyio.to_thread
 
+from batchllm.descriptors import raise_descriptor_limit
 from batchllm.errors import ConfigError
 from batchllm.job import Job
 from batchllm.layers.gated import Gate, RateLimiter
 from batchllm.limits import Adaptive
 from batchllm.ports import Allowance, Observer, Provider, ProviderSpec
 from batchllm.stop import Stop
-from batchllm.transport import raise_descriptor_limit
 
 SPARE_DESCRIPTORS = 64
 """Files and pipes beside one connection for each call in flight."""

@@ -12,6 +12,7 @@ import anyio.to_thread
 import httpx
 import pytest
 
+from batchllm.descriptors import raise_descriptor_limit
 from batchllm.errors import ConfigError, Disconnected, TimedOut
 from batchllm.transport import (
     Bounds,
@@ -19,7 +20,6 @@ from batchllm.transport import (
     StockEndpoint,
     Transport,
     open_endpoint,
-    raise_descriptor_limit,
 )
 from batchllm.transport.dialer import Origin
 from batchllm.transport.doors import is_proxied

@@ -4,11 +4,10 @@ import gc
 import signal
 import sys
 
-_COLLECT_AFTER = 20_000
+_COLLECT_AFTER = 100_000
 """Containers made and not yet given up, before the cyclic collector looks at the youngest.
 
-Modules stay, records make many objects and hardly a cycle: looking for some took a tenth of the start and of
-a run.
+What is loaded stays: looking for cycles in it took a tenth of the start. A run sets a number of its own.
 """
 
 

@@ -451,7 +451,7 @@ def test_the_request_on_the_wire_is_what_was_asked(run: Run) -> None:
 
         async def main() -> None:
             transport = Transport()
-            url = server.url.replace("127", "me:p%40ss@127") + "?a=b c"
+            url = server.url.replace("127", "me:p%40ss@127", 1) + "?a=b c"
             endpoint = transport.endpoint(url, {"X-A": "1", "Accept": "*/*"})
             await endpoint.post(b'{"a": 1}', headers={"idempotency-key": "k1"}, timeout=10)
             await endpoint.post(b"", headers={"X-a": "2"}, timeout=10)

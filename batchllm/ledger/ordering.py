@@ -24,7 +24,7 @@ from batchllm.ledger.recovery import verified_lines
 from batchllm.ledger.swap import Copies
 
 if TYPE_CHECKING:
-    from batchllm.ledger.journal import Journal
+    from batchllm.ledger.journal import Journal, SinkFile
 
 RUN = 1 << 13
 """Entries that are sorted in memory at once; while runs are merged, as many are read ahead in all."""
@@ -34,6 +34,8 @@ _ROW_SIZE = _ROW.size + SIZE
 _BLOCK = 4096 * SIZE
 _CHECK_EVERY = 256
 """Lines that are copied together, between two looks whether to go on."""
+_NEAR = 2 << 20
+"""Bytes in which such lines may lie to be read at once: they come out of order by what is in flight."""
 
 
 def in_order(journal: Journal) -> bool:
@@ -67,15 +69,26 @@ def order(journal: Journal, check: Callable[[], None] = lambda: None) -> None:
             rows = _merged(spool, _runs(journal, spool, check))
             while some := list(islice(rows, _CHECK_EVERY)):
                 check()
-                lines: dict[str, list[bytes]] = {name: [] for name in names}
+                places: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
                 for row in some:
                     _, kind, start, length = _ROW.unpack_from(row)
-                    name = SINK_OF[kind]
-                    lines[name].append(journal.sinks[name].read(start, length))
-                for name, found in lines.items():
-                    copies.write(name, b"".join(found))
+                    places[SINK_OF[kind]].append((start, length))
+                for name, wanted in places.items():
+                    copies.write(name, _joined(journal.sinks[name], wanted))
                 copies.write("index", b"".join([row[_ROW.size :] for row in some]))
             copies.commit()
+
+
+def _joined(file: SinkFile, places: list[tuple[int, int]]) -> bytes:
+    """The pieces of a file at these places, beginning and length, one behind the other."""
+    if not places:
+        return b""
+    first = min(places)[0]
+    size = max([start + length for start, length in places]) - first
+    if size > _NEAR:
+        return b"".join([file.read(start, length) for start, length in places])
+    block = file.read(first, size)
+    return b"".join([block[start - first : start - first + length] for start, length in places])
 
 
 def _check_room(journal: Journal, names: list[str]) -> None:

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from batchllm.errors import ConfigError, InUse, Stopped
-from batchllm.ledger import RunFolder, Settled, move_aside, restore
+from batchllm.ledger import RunFolder, Settled, move_aside, ordering, restore
 from batchllm.ledger.index import SIZE
 from batchllm.ledger.ordering import RUN, order
 from batchllm.ledger.settled import WINDOW
@@ -144,7 +144,12 @@ def test_the_pass_into_order_can_be_ended_at_any_look_and_changes_nothing_then(t
     assert files.seqs() == [i for i in range(3001) if i % 4] + list(range(4, 3001, 4))
 
 
-def test_more_entries_than_are_sorted_at_once_are_merged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("near", [0, 2 << 20])
+def test_more_entries_than_are_sorted_at_once_are_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: int
+) -> None:
+    """However near to each other the lines lie that are copied together."""
+    monkeypatch.setattr(ordering, "_NEAR", near)
     files = Files(tmp_path)
     units = [(i * 7) % (RUN + 1000) for i in range(RUN + 1000)]  # 7 shares no factor with it: each once
     files.session(

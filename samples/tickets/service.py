@@ -21,7 +21,12 @@ class Service(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Keep a ticket; answer with its number."""
-        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        length = int(self.headers["content-length"])
+        content = self.rfile.read(length)
+        if len(content) < length:  # who asked is gone in the middle of it: this is no ticket
+            self.close_connection = True
+            return
+        body = content.decode()
         key = self.headers["idempotency-key"]
         with sqlite3.connect(self.file, timeout=30) as database:
             database.execute("insert or ignore into tickets (key, body) values (?, ?)", (key, body))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -128,6 +129,22 @@ def test_tickets_are_checked_drafted_and_posted(tmp_path: Path) -> None:
     assert (letter["id"], letter["error"]["stage"]) == ("T-4", "check")
     assert sorted(id for id, _ in posted(file)) == ["T-1", "T-2", "T-3", "T-5"]
     assert ran.rows("out.jsonl")[-1]["skipped"] == ["draft", "post"]
+
+
+def test_the_ticket_service_keeps_no_part_of_a_request(tmp_path: Path) -> None:
+    """Who asks may be killed between the head and the body."""
+    file = tmp_path / "tickets.db"
+    body = json.dumps({"ticket": "T-1", "reply": "fine"}).encode()
+    head = b"POST /tickets HTTP/1.1\r\nidempotency-key: k\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with service(file) as (port, _):
+        for sent in (head, head + body[:9], head + body):
+            with socket.create_connection(("127.0.0.1", port)) as peer:
+                peer.sendall(sent)
+                peer.shutdown(socket.SHUT_WR)
+                answer = peer.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 200")
+
+    assert posted(file) == [("T-1", "fine")]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes as Unix does")

@@ -24,8 +24,11 @@ from batchllm.stop import Stop
 from batchllm.watch import FailureWatch
 
 Item = Record | Dead
-_OUTBOX, _OUT_BYTES = 512, 2 << 20
-"""Outcomes that wait to be sent, and about how many bytes of them, before workers wait too."""
+_OUT_LEAST, _OUT_MOST, _OUT_BYTES = 512, 4096, 2 << 20
+"""Outcomes that wait to be sent, and about how many bytes of them, before workers wait too.
+
+They are twice as many as the workers within these bounds: a disk that is slow for a moment empties no slot.
+"""
 _PENDING_BYTES = 2 << 20
 """Bytes of records that wait for a worker, before the inbox has to wait."""
 _RUNNING_BYTES = 8 << 20
@@ -54,7 +57,7 @@ class Engine:
         spare: int = 0,
     ) -> None:
         self._process = process
-        self._most = workers
+        self.resize(workers)
         self._spare = spare
         self._stop = stop
         self._watch = watch
@@ -201,6 +204,7 @@ class Engine:
     def resize(self, workers: int) -> None:
         """Work with so many workers from now on; those that are too many are not taken away."""
         self._most = workers
+        self._out_most = min(max(_OUT_LEAST, 2 * workers), _OUT_MOST)
 
     def rouse(self) -> None:
         """Wake or start as many workers as there are records and room for them."""
@@ -248,7 +252,7 @@ class Engine:
                 self.dropped += 1
                 continue
             self._settle(outcome)
-            if len(self._out) >= _OUTBOX or self._out_bytes >= _OUT_BYTES:
+            if len(self._out) >= self._out_most or self._out_bytes >= _OUT_BYTES:
                 await self._outbox_room()
 
     def _take(self) -> Record:
@@ -283,7 +287,7 @@ class Engine:
             self._stop.set(verdict)
 
     async def _outbox_room(self) -> None:
-        while len(self._out) >= _OUTBOX or self._out_bytes >= _OUT_BYTES:
+        while len(self._out) >= self._out_most or self._out_bytes >= _OUT_BYTES:
             await self._room.wait()
 
     async def _flush(self, outbox: MemoryObjectSendStream[list[Outcome | Note]]) -> None:

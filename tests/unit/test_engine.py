@@ -248,6 +248,23 @@ def test_a_slow_outbox_holds_the_workers_back_and_loses_none_of_them(seconds: fl
     assert furthest <= 4 * (1024 + 100)
 
 
+@pytest.mark.parametrize(("workers", "waiting"), [(10, 512), (1000, 2000), (4000, 4096)])
+def test_as_many_outcomes_wait_for_a_slow_outbox_as_keep_the_workers_busy(workers: int, waiting: int) -> None:
+    async def main() -> tuple[int, int]:
+        work = Work(after(0.01))
+        house = House(work, workers=workers, outbox=1, pace=1e6)
+        async with anyio.create_task_group() as tasks:
+            house.start(tasks, records(20_000))
+            await anyio.sleep(100.0)
+            taken = len(work.taken)
+            tasks.cancel_scope.cancel()
+        return taken, work.running
+
+    taken, running = virtual.run(main)
+    assert waiting <= taken <= waiting + 4 * workers
+    assert running == 0
+
+
 def test_notes_go_out_with_the_outcomes() -> None:
     async def main() -> House:
         house = House(Work(after(0.1)))

@@ -234,7 +234,7 @@ def test_ctrl_c_settles_what_is_in_flight_and_raises_keyboard_interrupt(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
-        while server.stats()["requests"] < before + 5:
+        while process.poll() is None and server.stats()["requests"] < before + 5:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=LONGEST_S)

@@ -105,11 +105,12 @@ class OpenAI:
         """Ask once; raises what `verdicts` says, or TimedOut or Disconnected from the transport."""
         spec = self._spec
         ladder, way = self._shaping.way(request)
-        body = chat.build(request, spec.model, way)
         timeout = chat.time_left(spec.timeout, trail.deadline, time.monotonic())
         doubt = self._doubt
         answer = await self._endpoint.post(
-            chat.encode(body), headers={"idempotency-key": request.key}, timeout=timeout
+            chat.encode(chat.build(request, spec.model, way)),
+            headers={"idempotency-key": request.key},
+            timeout=timeout,
         )
         status, (headers, content) = answer.status, self._without_key(answer)
         reply = chat.at_a_glance(status, headers, content, spec.whole, time.time())
@@ -119,7 +120,7 @@ class OpenAI:
                     status,
                     headers,
                     content,
-                    model=str(body.get("model") or spec.model),
+                    model=str(request.body.get("model") or spec.model),
                     now=time.time(),
                     proven=self.proven and (doubt is None or doubt is not self._doubt),
                     secret=self._secret,

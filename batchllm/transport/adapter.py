@@ -17,7 +17,7 @@ import httpx
 from batchllm.transport import head
 from batchllm.transport.dialer import Dialer, Origin, system_addresses
 from batchllm.transport.endpoint import Endpoint
-from batchllm.transport.exchange import Ask, Bounds, Failed, FailureKind, Phases
+from batchllm.transport.exchange import Bounds, Failed, FailureKind, Phases, Terms
 from batchllm.transport.pool import Pool
 from batchllm.transport.sweeper import Sweeper
 from batchllm.transport.tls import client_context
@@ -63,14 +63,13 @@ class Transport(httpx.AsyncBaseTransport):
         if request.url.scheme not in ("http", "https"):
             raise httpx.UnsupportedProtocol(f"no http or https url: {request.url.scheme}:", request=request)
         body = await request.aread()
-        ask = Ask(
-            _whole_request(request, body),
-            len(body),
+        terms = Terms(
             phases=_phases(request.extensions.get("timeout")),
             bodiless=request.method == "HEAD",
         )
         try:
-            raw = await self.pool(head.origin_of(request.url)).exchange(ask)
+            pool, whole = self.pool(head.origin_of(request.url)), _whole_request(request, body)
+            raw = await pool.exchange(whole, len(body), terms)
         except Failed as failed:
             raise _ERRORS[failed.kind](failed.message, request=request) from None
         return httpx.Response(raw.status, headers=raw.headers, stream=httpx.ByteStream(raw.content))

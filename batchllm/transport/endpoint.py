@@ -14,7 +14,7 @@ import httpx
 
 from batchllm.errors import CallError, Disconnected, RouteGone, TimedOut
 from batchllm.transport import head
-from batchllm.transport.exchange import Ask, Failed, RawAnswer
+from batchllm.transport.exchange import Failed, RawAnswer, Terms
 from batchllm.transport.pool import Pool
 
 HTTP2_HINT = "run it with --http stock, which takes pip install 'httpx[http2]'"
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 class Endpoint:
     """One URL to POST to; made by `Transport.endpoint`, good as long as its transport is open."""
 
-    __slots__ = ("_headers", "_names", "_pool", "_prefixes", "_start", "_tls")
+    __slots__ = ("_headers", "_names", "_pool", "_prefixes", "_start", "_terms", "_tls")
 
     def __init__(self, url: httpx.URL, headers: Mapping[str, str], pool: Pool) -> None:
         self._pool = pool
@@ -41,6 +41,7 @@ class Endpoint:
         self._headers = head.complete_headers(url, headers)
         self._names: dict[bytes, str] = {}
         self._prefixes: dict[str, bytes] = {}
+        self._terms = Terms()
         self._start = b"POST %b HTTP/1.1\r\n" % url.raw_path + head.lines(self._headers)
 
     async def post(self, body: bytes, *, headers: Mapping[str, str] | None = None, timeout: float) -> Answer:
@@ -52,10 +53,14 @@ class Endpoint:
         HTTP/2 only, and ConfigError for a header that can't be sent.
         """
         start = self._start if headers is None else self._start_with(headers)
-        request = b"%bcontent-length: %d\r\n\r\n%b" % (start, len(body), body)
+        terms, size = self._terms, len(body)
+        if terms.timeout != timeout:
+            terms = self._terms = Terms(timeout)
+        top = b"%bcontent-length: %d\r\n\r\n" % (start, size)
+        # Neither the body nor the request is held while the answer is awaited.
+        waiting, body = self._pool.exchange(top + body, size, terms), b""
         try:
-            raw = await self._pool.exchange(Ask(request, len(body), timeout))
-            return self._answer(raw)
+            return self._answer(await waiting)
         except Failed as failed:
             raise self._error(failed) from None
 

@@ -39,15 +39,13 @@ class Phases:
     read: float = math.inf
 
 
-class Ask(NamedTuple):
-    """One request, ready to send; `body` is how many of its last bytes are the body.
+class Terms(NamedTuple):
+    """What an exchange is held to; those of an endpoint's requests are mostly the same ones.
 
     `timeout` is in seconds from the dial or the first byte sent to the last byte read; `phases`, where
     given, are held instead. `bodiless` says that the answer has no body whatever its headers say (HEAD).
     """
 
-    request: bytes
-    body: int
     timeout: float = math.inf
     phases: Phases | None = None
     bodiless: bool = False

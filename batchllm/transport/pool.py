@@ -13,7 +13,7 @@ from contextlib import suppress
 from time import monotonic
 
 from batchllm.transport.dialer import Dialer
-from batchllm.transport.exchange import Ask, Bounds, Failed, RawAnswer
+from batchllm.transport.exchange import Bounds, Failed, RawAnswer, Terms
 from batchllm.transport.protocol import HTTP2_ONLY, Connection
 from batchllm.transport.sweeper import Sweeper
 
@@ -47,22 +47,23 @@ class Pool:
         """Exchanges that could start now without waiting."""
         return self._free
 
-    async def exchange(self, ask: Ask) -> RawAnswer:
-        """Send one request and return its whole answer, whatever its status.
+    async def exchange(self, request: bytes, body: int, terms: Terms) -> RawAnswer:
+        """Send one request, whose last `body` bytes are its body; its whole answer, whatever its status.
 
         The request's time starts when it has a place among the `limit`. Raises Failed.
         """
         if self._free:
             self._free -= 1
         else:
-            await self._place(ask)
+            await self._place(terms)
         try:
             start = monotonic()
             connection = self._newest(start) if self._idle else None
             reused = connection is not None
             if connection is None:
-                connection = await self._dial(ask)
-            future = connection.send(ask, start, reused)
+                connection = await self._dial(terms)
+            future = connection.send(request, body, terms, start, reused)
+            del request
             try:
                 outcome = await future
             finally:
@@ -134,9 +135,9 @@ class Pool:
             connection.abort()
         return None
 
-    async def _dial(self, ask: Ask) -> Connection:
+    async def _dial(self, terms: Terms) -> Connection:
         self._check_open()
-        seconds = ask.timeout if ask.phases is None else ask.phases.connect
+        seconds = terms.timeout if terms.phases is None else terms.phases.connect
         connection = await self._dialer.dial(self, seconds)
         if connection.http2:
             raise Failed("protocol", f"{self.peer} {HTTP2_ONLY}", http2=True)
@@ -153,10 +154,10 @@ class Pool:
         if self._closed:
             raise Failed("connect", f"no connection to {self.peer}: the transport is closed")
 
-    async def _place(self, ask: Ask) -> None:
+    async def _place(self, terms: Terms) -> None:
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
-        seconds = math.inf if ask.phases is None else ask.phases.pool
+        seconds = math.inf if terms.phases is None else terms.phases.pool
         taken = False
         try:
             async with asyncio.timeout(None if seconds == math.inf else seconds):

@@ -16,11 +16,10 @@ from typing import Protocol, cast
 
 import httptools
 
-from batchllm.transport.exchange import Ask, Bounds, Failed, FailureKind, RawAnswer
+from batchllm.transport.exchange import Bounds, Failed, FailureKind, RawAnswer, Terms
 from batchllm.transport.sweeper import Sweeper
 
 PIECE = 64 * 1024  # bytes a write: TLS transports show a backlog only between writes
-NOTHING = Ask(b"", 0)
 HTTP2_ONLY = "speaks http/2 only"
 _TIRED = (b"HTTP/1.1 408", b"HTTP/1.0 408")  # how some servers close what idles
 
@@ -50,7 +49,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_active_at",
-        "_ask",
+        "_body",
         "_bounds",
         "_head_done",
         "_headers",
@@ -65,6 +64,7 @@ class Connection(asyncio.Protocol):
         "_sent_at",
         "_size",
         "_status",
+        "_terms",
         "_touched",
         "_transport",
         "_whole",
@@ -83,32 +83,34 @@ class Connection(asyncio.Protocol):
         self.waiting: asyncio.Future[RawAnswer | Failed] | None = None
         self._reused = False
         self.http2 = False
-        self._ask = NOTHING
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
 
     # -- the pool's side
 
-    def send(self, ask: Ask, start: float, reused: bool) -> asyncio.Future[RawAnswer | Failed]:
+    def send(
+        self, request: bytes, body: int, terms: Terms, start: float, reused: bool
+    ) -> asyncio.Future[RawAnswer | Failed]:
         """Send a request; the future gets the answer or the failure, never an exception.
 
-        `start` is the monotonic time at which the exchange began.
+        `body` is how many of its last bytes are the body, `start` the monotonic time at which the exchange
+        began. The request is not held: with many in flight they would be most of the memory.
         """
-        self._ask = ask
+        self._body = body
+        self._terms = terms
         self._reused = reused
         self._status = 0
         self._size = self._raw = 0
         self._head_done = self._whole = self._keep = self._touched = False
         self._refusal = ""
-        phases = ask.phases
+        phases = terms.phases
         if phases is None:
-            self.deadline = start + ask.timeout
+            self.deadline = start + terms.timeout
         else:
             self._sent_at = self._active_at = monotonic()
             self.deadline = self._sent_at + min(phases.write, phases.read)
         future = self.waiting = self._loop.create_future()
         self._owner.sweeper.watch(self)
-        request = ask.request
         if len(request) <= PIECE:
             self._transport.write(request)
         else:
@@ -145,10 +147,10 @@ class Connection(asyncio.Protocol):
     def expire(self, now: float) -> None:
         """Fail the exchange with the timeout of the phase it is in, unless httpx's phases allow it longer."""
         sending = self._transport.get_write_buffer_size() > 0
-        ask, peer = self._ask, self._owner.peer
-        seconds = ask.timeout
-        if ask.phases is not None:
-            seconds = ask.phases.write if sending else ask.phases.read
+        terms, peer = self._terms, self._owner.peer
+        seconds = terms.timeout
+        if terms.phases is not None:
+            seconds = terms.phases.write if sending else terms.phases.read
             self.deadline = (self._sent_at if sending else self._active_at) + seconds
             if self.deadline > now:
                 return
@@ -198,7 +200,7 @@ class Connection(asyncio.Protocol):
             self._raw = 0
         elif self._raw > self._bounds.head:  # head, chunk extensions or trailers without end
             self._fail("protocol", f"{self._owner.peer} sent {self._too_long()}")
-        phases = self._ask.phases
+        phases = self._terms.phases
         if phases is not None:
             self._active_at = monotonic()
             self.deadline = self._active_at + phases.read
@@ -234,7 +236,7 @@ class Connection(asyncio.Protocol):
             self._refuse(f"sent {self._too_long()}")
         self._status = self._parser.get_status_code()
         self._head_done = True
-        if self._ask.bodiless and self._status >= 200:
+        if self._terms.bodiless and self._status >= 200:
             self._whole = True  # the parser now waits for a body: this connection can't go on
 
     def on_body(self, body: bytes) -> None:
@@ -246,7 +248,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The answer is whole, unless it was an interim one (1xx)."""
-        if self._ask.bodiless and self._whole:
+        if self._terms.bodiless and self._whole:
             return
         if self._status >= 200:
             self._whole = True
@@ -274,8 +276,8 @@ class Connection(asyncio.Protocol):
         assert future is not None
         self._owner.sweeper.forget(self)
         parts, headers = self._parts, self._headers
-        content = b"" if self._ask.bodiless else parts[0] if len(parts) == 1 else b"".join(parts)
-        self._ask, self._parts, self._headers = NOTHING, [], []  # an idle connection holds no bodies
+        content = b"" if self._terms.bodiless else parts[0] if len(parts) == 1 else b"".join(parts)
+        self._parts, self._headers = [], []  # an idle connection holds no bodies
         if self._keep and not self._transport.get_write_buffer_size():
             self._owner.keep(self)
         else:  # closing, or answered before the whole request was sent
@@ -289,7 +291,7 @@ class Connection(asyncio.Protocol):
         self._owner.sweeper.forget(self)
         unsent = self._transport.get_write_buffer_size()
         stale = self._reused and not self._touched and kind in ("read", "protocol")
-        ambiguous = unsent == 0 or unsent < self._ask.body
+        ambiguous = unsent == 0 or unsent < self._body
         self._transport.abort()
         if not future.done():
             future.set_result(Failed(kind, message, stale=stale, ambiguous=ambiguous, http2=self.http2))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchllm.transport.exchange import Ask, Bounds, Failed, Phases, RawAnswer
+from batchllm.transport.exchange import Bounds, Failed, Phases, RawAnswer, Terms
 from batchllm.transport.protocol import Connection
 from batchllm.transport.sweeper import Sweeper
 
@@ -67,7 +67,7 @@ def settle(pieces: list[bytes], *, closed: bool = False, bodiless: bool = False)
 
     async def main() -> tuple[Any, bool]:
         home, wire, connection = connected()
-        future = connection.send(Ask(b"POST", 0, 60, bodiless=bodiless), monotonic(), False)
+        future = connection.send(b"POST", 0, Terms(60, bodiless=bodiless), monotonic(), False)
         for piece in pieces:
             if not wire.aborted and not home.kept:
                 connection.data_received(piece)
@@ -154,7 +154,7 @@ def test_the_read_timeout_of_httpx_starts_anew_with_every_byte() -> None:
     async def main() -> None:
         home, _, connection = connected()
         phases = Phases(write=5, read=10)
-        future = connection.send(Ask(b"POST", 0, phases=phases), monotonic(), False)
+        future = connection.send(b"POST", 0, Terms(phases=phases), monotonic(), False)
         start = monotonic()
         assert connection.deadline <= start + 5
         connection.expire(start + 6)  # sent long ago: the write timeout has nothing to say
@@ -174,7 +174,7 @@ def test_the_read_timeout_of_httpx_starts_anew_with_every_byte() -> None:
 def test_the_write_timeout_of_httpx_counts_while_bytes_wait_to_go() -> None:
     async def main() -> None:
         home, wire, connection = connected()
-        future = connection.send(Ask(b"POST" * 9, 30, phases=Phases(write=20, read=10)), monotonic(), False)
+        future = connection.send(b"POST" * 9, 30, Terms(phases=Phases(write=20, read=10)), monotonic(), False)
         wire.unsent = 36
         connection.expire(monotonic() + 11)
         assert not future.done()

@@ -15,7 +15,7 @@ import pytest
 from batchllm.errors import Disconnected
 from batchllm.transport import Bounds, Transport
 from batchllm.transport.dialer import Dialer, Origin
-from batchllm.transport.exchange import Ask, Failed
+from batchllm.transport.exchange import Failed, Terms
 from batchllm.transport.pool import Pool
 from batchllm.transport.sweeper import Sweeper
 from tests.faults.fault_server import OK, FaultServer, Peer
@@ -266,13 +266,13 @@ def test_names_are_resolved_once_every_address_tried_and_asked_again_after_none_
             sweeper = Sweeper()
             origin = Origin(False, "api.test", server.port)
             pool = Pool(Dialer(origin, asyncio.Semaphore(5), no_tls, resolve), sweeper, Bounds())
-            ask = Ask(b"POST / HTTP/1.1\r\nhost: x\r\n\r\n", 0, 10)
+            ask = (b"POST / HTTP/1.1\r\nhost: x\r\n\r\n", 0, Terms(10))
             with pytest.raises(Failed, match=r"connection refused by api\.test"):
-                await pool.exchange(ask)
+                await pool.exchange(*ask)
             assert len(asked) == 1
             async with anyio.create_task_group() as group:
                 for _ in range(10):
-                    group.start_soon(pool.exchange, ask)
+                    group.start_soon(pool.exchange, *ask)
             assert asked == [("api.test", server.port)] * 2
             pool.close()
             sweeper.stop()

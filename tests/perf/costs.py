@@ -28,7 +28,7 @@ from batchllm.lines import Shape, output_line
 from batchllm.model import Done, Note, Outcome, Position, Record, Reply, Request, Trail
 from batchllm.pipeline import Pipeline, Stage
 from batchllm.prompt import Prompt
-from batchllm.providers.chat import encode, read_answer
+from batchllm.providers.chat import at_a_glance, encode, read_answer
 from batchllm.schema import Schema, find_json
 from batchllm.sinks import JsonlFile
 from batchllm.sources import JsonlSource
@@ -65,7 +65,7 @@ def record(n: int) -> Record:
 
 def stack(stop: Stop) -> tuple[Structured, Gate]:
     """Everything but a cache around a provider that answers at once."""
-    limiter = RateLimiter(1e9, 1e12, stop)
+    limiter = RateLimiter({"requests": 1e9}, stop)
     gate = Gate(anyio.CapacityLimiter(200), limiter, stop, max_stall=900)
     gated = Gated(Traced(Canned()), gate)
     retrying = Retrying(gated, most=5, backoff=1.0, stop=stop, witness=gate)
@@ -250,7 +250,7 @@ def pieces(url: str) -> dict[str, Callable[[Path], None]]:
         "read the input": in_loop(read_input),
         "render the prompt": each(lambda n: prompt.messages(data)),
         "encode the body": each(lambda n: encode(body)),
-        "read the answer": each(lambda n: read_answer(200, HEADERS, BODY, model="bench", now=0.0)),
+        "read the answer": each(lambda n: at_a_glance(200, HEADERS, BODY, False, 0.0)),
         "find the JSON": each(lambda n: find_json(text)),
         "check the schema": each(lambda n: schema.violations(ANSWER)),
         "the wire": the_wire(url),

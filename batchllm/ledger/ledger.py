@@ -286,16 +286,16 @@ class Ledger:
             place += len(line)
 
     def _count(self, group: list[Outcome | Note]) -> None:
-        settle, add, noted = self.settled.add, self.summary.add, self._noted
-        for item in group:
-            if isinstance(item, Note):
-                continue
-            settle(item.record.number)
-            if noted:
-                noted.pop(item.record.number, None)
-            add(item)
-            for observer in self._observers:
-                observer.settled(item)
+        outcomes = [item for item in group if not isinstance(item, Note)]
+        numbers = [outcome.record.number for outcome in outcomes]
+        self.settled.add_all(numbers)
+        self.summary.add_all(outcomes)
+        if self._noted:
+            for number in numbers:
+                self._noted.pop(number, None)
+        for observer in self._observers:
+            for outcome in outcomes:
+                observer.settled(outcome)
         self._advanced.set()
 
     def _document(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Sequence
 
 WINDOW = 1 << 20
 """Units between the oldest unsettled one and the newest that may be read."""
@@ -22,9 +23,8 @@ class Settled:
         self._flags = bytearray(WINDOW)
         self._top = watermark
         if above:
-            for i, flag in enumerate(zlib.decompress(base64.b64decode(above))):
-                if flag:
-                    self.add(watermark + i)
+            flags = zlib.decompress(base64.b64decode(above))
+            self.add_all([watermark + i for i, flag in enumerate(flags) if flag])
 
     def __contains__(self, unit: int) -> bool:
         if unit < self.watermark:
@@ -33,20 +33,25 @@ class Settled:
 
     def add(self, unit: int) -> None:
         """Settle a unit; one below the watermark is settled already."""
-        mark = self.watermark
-        if unit < mark:
+        self.add_all((unit,))
+
+    def add_all(self, units: Sequence[int]) -> None:
+        """Settle units, in whatever order; the watermark moves once."""
+        if not units:
             return
-        if unit >= mark + WINDOW:
-            raise ValueError(f"unit {unit} is beyond the window at {mark}")
-        flags = self._flags
-        flags[unit & _MASK] = 1
-        if unit >= self._top:
-            self._top = unit + 1
-        if unit != mark:
-            return
-        while flags[mark & _MASK]:
-            flags[mark & _MASK] = 0
-            mark += 1
+        flags, mark, newest = self._flags, self.watermark, max(units)
+        if newest >= mark + WINDOW:
+            raise ValueError(f"unit {newest} is beyond the window at {mark}")
+        for unit in units:
+            if unit >= mark:
+                flags[unit & _MASK] = 1
+        if newest >= self._top:
+            self._top = newest + 1
+        while flags[at := mark & _MASK]:
+            end = flags.find(0, at)
+            size = (end if end >= 0 else WINDOW) - at
+            flags[at : at + size] = bytes(size)
+            mark += size
         self.watermark = mark
 
     @property

@@ -6,13 +6,13 @@ committed and keeps the Summary in its snapshot; the ui and the report read it; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
 from batchllm.errors import UNKNOWN
 from batchllm.fields import mutable
-from batchllm.model import Dead, Done, Usage
+from batchllm.model import Attempt, Dead, Done, Failure, Usage
 from batchllm.summary.histogram import Histogram
 from batchllm.summary.throughput import Throughput
 
@@ -80,43 +80,63 @@ class Summary:
 
     def add(self, outcome: Done | Dead) -> None:
         """Count one settled record."""
-        attempts = outcome.trail.attempts
-        for attempt in attempts:
-            usage = attempt.usage
-            if usage is not None:
-                self.input_tokens += usage.input_tokens
-                self.output_tokens += usage.output_tokens
-                if usage.cached_tokens:
-                    self.cached_tokens += usage.cached_tokens
-            elif attempt.cause == UNKNOWN:
-                self.unknown_calls += 1
-        calls = len(attempts)
-        self.calls += calls
-        if calls > 1 and calls > len({attempt.stage for attempt in attempts}):
+        self.add_all((outcome,))
+
+    def add_all(self, outcomes: Sequence[Done | Dead]) -> None:
+        """Count settled records: a group at once costs a third of them one by one."""
+        if not outcomes:
+            return
+        usages: list[Usage] = []
+        seconds: list[float] = []
+        for outcome in outcomes:
+            trail = outcome.trail
+            attempts = trail.attempts
+            if len(attempts) == 1 and (usage := attempts[0].usage) is not None:  # as nearly all are
+                usages.append(usage)
+                self.calls += 1
+            else:
+                self._count_calls(attempts)
+            if isinstance(outcome, Done):
+                if attempts:
+                    seconds.append(attempts[-1].seconds)
+                reply = outcome.reply
+                if reply.cached or reply.fallback:
+                    self.cached += reply.cached
+                    self.stood_in += reply.fallback
+            else:
+                self._count_failure(outcome.error)
+            if trail.answers is not None:
+                at_stage = None if isinstance(outcome, Done) else outcome.error.stage
+                self._count_stages(trail.answers or (), trail.skipped or (), at_stage, 1)
+        self._count_usage(usages)
+        failed = sum([isinstance(outcome, Dead) for outcome in outcomes])
+        self.failed += failed
+        self.succeeded += len(outcomes) - failed
+        self.latency.add_all(seconds)
+        ats = [outcome.at for outcome in outcomes]
+        self.throughput.add_all(ats)
+        first, last = min(ats), max(ats)
+        self.first_at = first if self.first_at is None else min(self.first_at, first)
+        self.last_at = last if self.last_at is None else max(self.last_at, last)
+
+    def _count_calls(self, attempts: Sequence[Attempt]) -> None:
+        self._count_usage([attempt.usage for attempt in attempts if attempt.usage is not None])
+        self.unknown_calls += sum(
+            [attempt.usage is None and attempt.cause == UNKNOWN for attempt in attempts]
+        )
+        self.calls += len(attempts)
+        if len(attempts) > len({attempt.stage for attempt in attempts}):
             self.retried += 1
-        if outcome.trail.answers is not None:
-            trail, at_stage = outcome.trail, None if isinstance(outcome, Done) else outcome.error.stage
-            self._count_stages(trail.answers or (), trail.skipped or (), at_stage, 1)
-        at = outcome.at
-        self.throughput.add(at)
-        if self.last_at is None or at > self.last_at:
-            self.last_at = at
-        if self.first_at is None or at < self.first_at:
-            self.first_at = at
-        if isinstance(outcome, Done):
-            self.succeeded += 1
-            if calls:
-                self.latency.add(attempts[-1].seconds)
-            reply = outcome.reply
-            if reply.cached or reply.fallback:
-                self.cached += reply.cached
-                self.stood_in += reply.fallback
-        else:
-            self.failed += 1
-            error = outcome.error
-            failed = self._failed(error.kind, error.cause)
-            failed.count += 1
-            failed.example(error.message)
+
+    def _count_usage(self, usages: Sequence[Usage]) -> None:
+        self.input_tokens += sum([usage.input_tokens for usage in usages])
+        self.output_tokens += sum([usage.output_tokens for usage in usages])
+        self.cached_tokens += sum([usage.cached_tokens for usage in usages])
+
+    def _count_failure(self, error: Failure) -> None:
+        failed = self._failed(error.kind, error.cause)
+        failed.count += 1
+        failed.example(error.message)
 
     def expect_stages(self, names: Iterable[str]) -> None:
         """Let the stages stand in this order, whichever is counted first."""

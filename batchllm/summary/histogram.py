@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
@@ -30,16 +32,22 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """Count one duration; what is under a microsecond counts as one."""
-        if seconds < _SHORTEST:
-            seconds = _SHORTEST
-        bucket = math.ceil(math.log(seconds) * _PER_LOG)
-        self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
-        self.count += 1
-        self.microseconds += round(seconds * 1e6)
-        if seconds < self.shortest:
-            self.shortest = seconds
-        if seconds > self.longest:
-            self.longest = seconds
+        self.add_all((seconds,))
+
+    def add_all(self, durations: Sequence[float]) -> None:
+        """Count durations."""
+        if not durations:
+            return
+        if (shortest := min(durations)) < _SHORTEST:
+            durations = [max(seconds, _SHORTEST) for seconds in durations]
+            shortest = _SHORTEST
+        ceil, log, buckets = math.ceil, math.log, self.buckets
+        for bucket, count in Counter([ceil(log(seconds) * _PER_LOG) for seconds in durations]).items():
+            buckets[bucket] = buckets.get(bucket, 0) + count
+        self.count += len(durations)
+        self.microseconds += sum([round(seconds * 1e6) for seconds in durations])
+        self.shortest = min(self.shortest, shortest)
+        self.longest = max(self.longest, max(durations))
 
     @property
     def mean(self) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
@@ -23,13 +25,14 @@ class Throughput:
 
     def add(self, at: float) -> None:
         """Count one record settled at `at`, Unix seconds."""
-        bucket = int(at // self.width)
-        count = self.counts.get(bucket)
-        if count is not None:
-            self.counts[bucket] = count + 1
-            return
-        self.counts[bucket] = 1
-        if len(self.counts) > _BUCKETS:
+        self.add_all((at,))
+
+    def add_all(self, ats: Iterable[float]) -> None:
+        """Count records settled at these times."""
+        width, counts = self.width, self.counts
+        for bucket, count in Counter([int(at // width) for at in ats]).items():
+            counts[bucket] = counts.get(bucket, 0) + count
+        while len(self.counts) > _BUCKETS:
             self._widen(self.width * 2)
 
     def buckets(self) -> list[tuple[float, int]]:

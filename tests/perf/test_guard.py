@@ -1,7 +1,8 @@
 """The guard: what a record may cost, as fixed figures and not as the last ones.
 
 One test, so that one worker measures both in the same run. It reads CPU and not the clock, scaled by
-calibrations around each run, and takes the best of some tries: others may share the machine.
+calibrations around each run, and takes the best of some tries: others may share the machine. `make test` runs
+it after all the other tests, by itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What flows through a run: records in, requests and replies between, outcomes out.
 
-Frozen values without behaviour; every room may import this one, and it imports none. The one mutable type is
-`Trail`, one record's account of its calls, which belongs to the worker that runs the record.
+Frozen values without behaviour; every room may import this one, and it imports none. Mutable are `Trail`, one
+record's account of its calls, which belongs to the worker that runs the record, and a Reply's `value`.
 """
 
 from __future__ import annotations
@@ -120,14 +120,15 @@ class Request:
     record: dict[str, Any] | None = None
 
 
-@frozen
+@mutable
 class Reply:
     """A provider's answer, whole but not yet judged.
 
-    `text` is the answer as sent; `value` what counts as the output: the text, or the parsed JSON once a
-    schema has accepted it. `finish` is the provider's finish reason (`stop`, `length`,
-    `content_filter`, `refusal`, …). `raw` is the provider's response body parsed. `limits` are those of the
-    account that came with the answer. `cached`: the answer to the same request, asked before or by another.
+    `text` is the answer as sent; `value` what counts as the output: the text, or the parsed JSON, which the
+    layer that judges puts there once a schema has accepted it. `finish` is the provider's finish reason
+    (`stop`, `length`, `content_filter`, `refusal`, …). `raw` is the provider's response body parsed.
+    `limits` are those of the account that came with the answer. `cached`: the answer to the same request,
+    asked before or by another.
     `restore` makes of a parsed answer one to the schema itself, where the server was told another; `fallback`
     says that it stands in for the model that was asked.
     """

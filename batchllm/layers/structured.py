@@ -110,7 +110,8 @@ class Structured:
         if not reply.text.strip(_BLANK):
             return _Fault("empty", "the answer was empty")
         if self._schema is None:
-            return reply if reply.value is reply.text else replace(reply, value=reply.text)
+            reply.value = reply.text
+            return reply
         schema, restore = self._schema, reply.restore
         try:
             if restore is None:
@@ -124,7 +125,8 @@ class Structured:
             return _Fault(
                 "schema", f"the answer breaks the schema: {'; '.join(violations)}", tuple(violations)
             )
-        return Reply(reply.text, value, reply.usage, reply.finish, reply.model, reply.request_id, reply.raw)
+        reply.value = value
+        return reply
 
 
 def _room(body: dict[str, Any]) -> dict[str, Any]:

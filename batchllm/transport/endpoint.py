@@ -18,7 +18,7 @@ from batchllm.transport.exchange import Failed, RawAnswer, Terms
 from batchllm.transport.pool import Pool
 
 HTTP2_HINT = "run it with --http stock, which takes pip install 'httpx[http2]'"
-NAMES = 500  # header names that an endpoint remembers at most
+ORDERS = 64  # ways in which a server may order its headers that an endpoint remembers
 PLAIN_HTTP2_HINT = "use its address with https:// and --http stock, or one that speaks http/1.1"
 
 
@@ -33,13 +33,13 @@ class Answer(NamedTuple):
 class Endpoint:
     """One URL to POST to; made by `Transport.endpoint`, good as long as its transport is open."""
 
-    __slots__ = ("_headers", "_names", "_pool", "_prefixes", "_start", "_terms", "_tls")
+    __slots__ = ("_headers", "_orders", "_pool", "_prefixes", "_start", "_terms", "_tls")
 
     def __init__(self, url: httpx.URL, headers: Mapping[str, str], pool: Pool) -> None:
         self._pool = pool
         self._tls = url.scheme == "https"
         self._headers = head.complete_headers(url, headers)
-        self._names: dict[bytes, str] = {}
+        self._orders: dict[tuple[bytes, ...], tuple[str, ...]] = {}
         self._prefixes: dict[str, bytes] = {}
         self._terms = Terms()
         self._start = b"POST %b HTTP/1.1\r\n" % url.raw_path + head.lines(self._headers)
@@ -73,23 +73,28 @@ class Endpoint:
 
     def _answer(self, raw: RawAnswer) -> Answer:
         status, lines, content = raw
-        headers: dict[str, str] = {}
-        for name, value in lines:
-            key = self._names.get(name)
-            if key is None:
-                key = self._name(name)
-            text = value.decode("latin-1")
-            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        order = tuple(lines[::2])
+        names = self._orders.get(order)
+        if names is None:
+            names = self._names(order)
+        joined = b"\n".join(lines[1::2]).decode("latin-1")
+        values = joined.split("\n")
+        if len(values) != len(names) or joined[-1:].isspace() or " \n" in joined or "\t\n" in joined:
+            headers = _one_by_one(raw)
+        else:
+            headers = dict(zip(names, values, strict=True))
         if content and "content-encoding" in headers:
             content = _decoded(content, headers["content-encoding"], self._pool)
         return Answer(status, headers, content)
 
-    def _name(self, name: bytes) -> str:
-        """A header's name in lower case; remembered, as a server sends the same ones each time."""
-        key = name.decode("latin-1").lower()
-        if len(self._names) < NAMES:
-            self._names[name] = key
-        return key
+    def _names(self, order: tuple[bytes, ...]) -> tuple[str, ...]:
+        """Header names in lower case, none where one comes twice; a server sends the same ones each time."""
+        names = tuple([name.decode("latin-1").lower() for name in order])
+        if len(set(names)) < len(names):
+            names = ()
+        if len(self._orders) < ORDERS:
+            self._orders[order] = names
+        return names
 
     def _start_with(self, headers: Mapping[str, str]) -> bytes:
         start = self._start
@@ -107,6 +112,15 @@ class Endpoint:
             return self._start + head.lines(headers)
         merged = self._headers | {name.lower(): value for name, value in headers.items()}
         return self._start[: self._start.index(b"\r\n") + 2] + head.lines(merged)
+
+
+def _one_by_one(raw: RawAnswer) -> dict[str, str]:
+    """The headers of an answer in which a name comes twice, or blanks stand behind a value."""
+    headers: dict[str, str] = {}
+    for name, value in raw.headers:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
 
 
 def _decoded(content: bytes, codings: str, pool: Pool) -> bytes:

@@ -7,6 +7,7 @@ Values only, without sockets and without httpx. `protocol` and `pool` speak in t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from batchllm.fields import frozen
@@ -52,11 +53,24 @@ class Terms(NamedTuple):
 
 
 class RawAnswer(NamedTuple):
-    """A whole answer as it came: header names in the server's case, the body not decoded."""
+    """A whole answer as it came, the body not decoded.
+
+    `head` has names and values by turns, names in the server's case, blanks behind values still there.
+    """
 
     status: int
-    headers: list[tuple[bytes, bytes]]
+    head: list[bytes]
     content: bytes
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers in their order, pair by pair."""
+        return [(name, value.rstrip(b" \t")) for name, value in in_pairs(self.head)]
+
+
+def in_pairs(head: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Names and values that stand by turns, together."""
+    return zip(head[::2], head[1::2], strict=True)
 
 
 class Failed(Exception):

@@ -16,7 +16,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from batchllm.transport.exchange import Bounds, Failed, FailureKind, RawAnswer, Terms
+from batchllm.transport.exchange import Bounds, Failed, FailureKind, RawAnswer, Terms, in_pairs
 from batchllm.transport.sweeper import Sweeper
 
 PIECE = 64 * 1024  # bytes a write: TLS transports show a backlog only between writes
@@ -51,8 +51,8 @@ class Connection(asyncio.Protocol):
         "_active_at",
         "_body",
         "_bounds",
+        "_head",
         "_head_done",
-        "_headers",
         "_keep",
         "_loop",
         "_owner",
@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
         self.waiting: asyncio.Future[RawAnswer | Failed] | None = None
         self._reused = False
         self.http2 = False
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._head: list[bytes] = []
         self._parts: list[bytes] = []
 
     # -- the pool's side
@@ -227,12 +227,12 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header; trailers are dropped."""
         if not self._head_done:
-            self._headers.append((name, value.rstrip(b" \t")))
+            self._head += name, value
 
     def on_headers_complete(self) -> None:
         """Take the status, and hold the cap on the size of the head."""
         cap = self._bounds.head
-        if self._raw > cap and sum(len(name) + len(value) + 4 for name, value in self._headers) > cap:
+        if self._raw > cap and sum(map(len, self._head)) + 2 * len(self._head) > cap:
             self._refuse(f"sent {self._too_long()}")
         self._status = self._parser.get_status_code()
         self._head_done = True
@@ -254,7 +254,7 @@ class Connection(asyncio.Protocol):
             self._whole = True
             self._keep = self._parser.should_keep_alive()
         else:
-            self._headers = []
+            self._head = []
             self._head_done = False
 
     # -- endings
@@ -275,15 +275,15 @@ class Connection(asyncio.Protocol):
         future, self.waiting = self.waiting, None
         assert future is not None
         self._owner.sweeper.forget(self)
-        parts, headers = self._parts, self._headers
+        parts, head = self._parts, self._head
         content = b"" if self._terms.bodiless else parts[0] if len(parts) == 1 else b"".join(parts)
-        self._parts, self._headers = [], []  # an idle connection holds no bodies
+        self._parts, self._head = [], []  # an idle connection holds no bodies
         if self._keep and not self._transport.get_write_buffer_size():
             self._owner.keep(self)
         else:  # closing, or answered before the whole request was sent
             self._transport.abort()
         if not future.done():
-            future.set_result(RawAnswer(self._status, headers, content))
+            future.set_result(RawAnswer(self._status, head, content))
 
     def _fail(self, kind: FailureKind, message: str) -> None:
         future, self.waiting = self.waiting, None
@@ -313,7 +313,7 @@ class Connection(asyncio.Protocol):
 
     def _ends_with_the_connection(self) -> bool:
         """Neither a length nor chunks say where the body ends (RFC 9112, 6.3)."""
-        for name, value in self._headers:
+        for name, value in in_pairs(self._head):
             name = name.lower()
             if name == b"content-length":
                 return False

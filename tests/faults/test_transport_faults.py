@@ -98,6 +98,23 @@ def test_header_names_are_lower_case_and_values_joined(run: Run) -> None:
         run, sends(b"HTTP/1.1 200 OK\r\nX-A: 1\r\nContent-Length: 0\r\nx-a:  2 \r\nX-B: caf\xe9\r\n\r\n")
     )
     assert got.headers == {"x-a": "1, 2", "content-length": "0", "x-b": "café"}
+
+
+@pytest.mark.parametrize("blank", [b" ", b"\t", b" \t "])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_blanks_around_a_header_s_value_are_no_part_of_it(run: Run, blank: bytes, place: int) -> None:
+    lines = [b"x-a: 1", b"content-length: 0", b"x-b:  a b"]
+    lines[place] += blank
+
+    got = post(run, sends(b"HTTP/1.1 200 OK\r\n" + b"\r\n".join(lines) + b"\r\n\r\n"))
+
+    assert got.headers == {"x-a": "1", "content-length": "0", "x-b": "a b"}
+
+
+def test_headers_without_values_keep_their_names(run: Run) -> None:
+    got = post(run, sends(b"HTTP/1.1 200 OK\r\nx-a:\r\ncontent-length: 0\r\nx-b: \r\n\r\n"))
+
+    assert got.headers == {"x-a": "", "content-length": "0", "x-b": ""}
     assert got.content == b""
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchllm.errors import ConfigError, InUse, Stopped
 from batchllm.ledger import RunFolder, Settled, move_aside, ordering, restore
@@ -267,6 +269,31 @@ def test_moving_aside_keeps_what_was_moved_before(tmp_path: Path) -> None:
         move_aside([target, tmp_path / "absent"])
     assert (tmp_path / "out.jsonl.old1").read_text() == "first"
     assert (tmp_path / "out.jsonl.old2").read_text() == "second"
+
+
+@given(
+    st.sampled_from([0, WINDOW - 20, WINDOW, 3 * WINDOW - 1]),
+    st.lists(st.lists(st.integers(min_value=-3, max_value=60), max_size=20), max_size=20),
+)
+def test_settled_knows_what_was_settled_in_groups_of_any_order(start: int, groups: list[list[int]]) -> None:
+    settled, model = Settled(start), set[int]()
+    for group in groups:
+        settled.add_all([start + unit for unit in group])
+        model |= {start + unit for unit in group if unit >= 0}
+
+        mark = next(unit for unit in range(start, start + 100) if unit not in model)
+        assert settled.watermark == mark
+        assert settled.count == start + len(model)
+        units = range(start - 3, start + 70)
+        assert [unit in settled for unit in units] == [unit < start or unit in model for unit in units]
+
+
+def test_settled_goes_round_its_ring_in_one_step() -> None:
+    settled = Settled(5)
+    settled.add_all(range(6, WINDOW + 5))
+    assert settled.watermark == 5
+    settled.add(5)
+    assert (settled.watermark, settled.count) == (WINDOW + 5, WINDOW + 5)
 
 
 def test_settled_survives_a_snapshot_and_refuses_what_is_beyond_its_window() -> None:

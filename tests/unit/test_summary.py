@@ -128,6 +128,15 @@ def test_parts_merged_equal_the_whole(first: list[Done | Dead], second: list[Don
     assert merged == folded(first + second)
 
 
+@given(outcomes, st.integers(min_value=1, max_value=7))
+def test_groups_count_as_one_by_one(given: list[Done | Dead], size: int) -> None:
+    grouped = Summary()
+    for at in range(0, len(given), size):
+        grouped.add_all(given[at : at + size])
+
+    assert grouped == folded(given)
+
+
 def test_a_serialised_summary_does_not_change_with_the_summary() -> None:
     summary = folded([dead("invalid", "schema", "one")])
     before = summary.to_dict()

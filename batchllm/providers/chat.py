@@ -54,7 +54,10 @@ def encode(body: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(body)
     except TypeError:
-        return json.dumps(body, separators=(",", ":")).encode()
+        ready = {name: value for name, value in body.items() if isinstance(value, orjson.Fragment)}
+        rest = {name: value for name, value in body.items() if name not in ready}
+        slow = json.dumps(rest, separators=(",", ":")).encode()
+        return slow[:-1] + b"," + orjson.dumps(ready)[1:] if ready else slow
 
 
 _TELLING = frozenset(

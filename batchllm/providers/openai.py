@@ -97,7 +97,7 @@ class OpenAI:
         self._spec = spec
         self._secret = (spec.key or "").strip() or None
         self._masked = (self._secret or "").encode() if len(self._secret or "") >= SHORTEST_KEY else b""
-        self._shaping = Shaping(spec.schema_mode)
+        self._shaping = Shaping(spec.schema_mode, encoded=True)
         self._doubt: object | None = None
         self.proven = False
 

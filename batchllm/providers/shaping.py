@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import orjson
 
 from batchllm.errors import BatchError, RateLimited
 from batchllm.fields import frozen
@@ -51,11 +54,14 @@ class Ladder:
     such records by their requests' keys.
     """
 
-    def __init__(self, schema: dict[str, Any], mode: str, model: str | None = None) -> None:
+    def __init__(
+        self, schema: dict[str, Any], mode: str, model: str | None = None, *, encoded: bool = False
+    ) -> None:
         self.schema = schema
         self.settled = False
         self.doubtful: dict[str, Way] = {}
-        self._ways = _ways(schema, mode)
+        ways = _ways(schema, mode)
+        self._ways = [replace(way, fields=_encoded(way.fields)) for way in ways] if encoded else ways
         self._model = model
         self._said = ""
         self.way = self._ways[0]
@@ -95,10 +101,14 @@ class Ladder:
 
 
 class Shaping:
-    """The ladders of one connection, one a schema and model; `mode` is native, tool or prompt."""
+    """The ladders of one connection, one a schema and model; `mode` is native, tool or prompt.
 
-    def __init__(self, mode: str) -> None:
+    With `encoded` the fields of ways are JSON already, which saves encoding a schema anew with each request.
+    """
+
+    def __init__(self, mode: str, *, encoded: bool = False) -> None:
         self._mode = mode
+        self._encoded = encoded
         self._ladders: dict[tuple[int, str | None], Ladder] = {}
         self._latest: Ladder | None = None  # of a body that names no model
 
@@ -122,7 +132,7 @@ class Shaping:
         place = id(schema), model
         ladder = self._ladders.get(place)
         if ladder is None:
-            ladder = self._ladders[place] = Ladder(schema, self._mode, model)
+            ladder = self._ladders[place] = Ladder(schema, self._mode, model, encoded=self._encoded)
         return ladder
 
 
@@ -170,6 +180,14 @@ def _ways(schema: dict[str, Any], mode: str) -> list[Way]:
         ways.append(Way("a response_format in strict mode", fields, restore=strict.restore))
     loose = Way("a response_format without strict", {"response_format": response_format(schema, False)})
     return [*ways, loose, prompt]
+
+
+def _encoded(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same with values that are JSON already, where orjson can write them."""
+    try:
+        return {name: orjson.Fragment(orjson.dumps(value)) for name, value in fields.items()}
+    except TypeError:
+        return fields
 
 
 def _tools(schema: dict[str, Any], strict: StrictForm | None) -> list[Way]:

@@ -136,6 +136,16 @@ def test_a_schema_becomes_a_response_format_strict_only_where_strict_mode_takes_
     assert loose["json_schema"] == {"name": "answer", "schema": {"type": "object"}}
 
 
+@pytest.mark.parametrize("seed", [2**70, 7])
+@pytest.mark.parametrize("bound", [2**70, 7])
+def test_a_schema_is_sent_beside_integers_of_any_size(seed: int, bound: int) -> None:
+    schema = SCHEMA | {"properties": {"n": {"type": "integer", "maximum": bound}}, "required": ["n"]}
+    body = body_of(ask(schema, seed=seed))
+    assert body["seed"] == seed
+    assert body["response_format"]["json_schema"]["schema"] == schema
+    assert body["messages"]
+
+
 def test_a_response_format_of_the_users_own_is_kept() -> None:
     assert body_of(ask(SCHEMA, response_format={"type": "json_object"}))["response_format"] == {
         "type": "json_object"

@@ -13,6 +13,9 @@ BENCH  := $(VENV)/bench
 # what a record costs is measured with nothing else beside it
 GUARD  := tests/perf/test_guard.py
 
+# Modules stay compiled, as they are where a package is installed: tests start the program 600 times.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check crash crash-million limits bench clean
 
 $(BIN)/python:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
+from batchllm import exact
 
 FORM = "expected FIELD=output or FIELD=output.path, such as label=output.category"
 NOTHING = object()
@@ -60,7 +60,7 @@ def fits(answered: Any, expected: Any) -> bool:
         if isinstance(expected, str):
             return answered.strip() == expected.strip()
         try:
-            answered = orjson.loads(answered)
+            answered = exact.loads(answered)
         except ValueError:
             return False
     return answered is not NOTHING and _equal(answered, expected)

@@ -6,20 +6,18 @@ kept. It owns what is being asked now; what is kept, and for how long, is the bu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from hashlib import blake2b
 from time import monotonic
 from typing import Any
 
 import anyio
-import orjson
 
+from batchllm import exact
 from batchllm.fields import mutable
 from batchllm.lines import dumps
 from batchllm.model import NO_USAGE, Reply, Request, Trail
 from batchllm.ports import Answers, Provider
-from batchllm.schema.finding import holds_long_number
 
 _FORMAT = b"batchllm-cache-1"
 _LEADERS = 2
@@ -133,7 +131,7 @@ class Cached:
     def _reply(self, kept: bytes) -> Reply | None:
         """The reply of a kept answer, its value nobody else's; None for one that won't do."""
         try:
-            answer = json.loads(kept) if holds_long_number(kept) else orjson.loads(kept)
+            answer = exact.loads(kept)
             if self._whole and "raw" not in answer:
                 return None
             text = answer["text"]

@@ -72,7 +72,10 @@ class Fallback:
                 self._tell(request.model, other.model, error)
                 return replace(reply, fallback=True)
         if self._constant is None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it holds this frame, which would hold it: a cycle
         self._heed(request.model, error)
         self._tell(request.model, "the constant answer", error)
         return self._constant

@@ -57,7 +57,7 @@ class Retrying:
             try:
                 return await self._inner.complete(request, trail)
             except CallError as error:
-                first = error
+                first = error.with_traceback(None)  # which holds this frame, and that the error: a cycle
             return await self._persist(request, trail, first)
         finally:
             self._witness.ended()
@@ -75,7 +75,7 @@ class Retrying:
             try:
                 return await self._inner.complete(request, trail)
             except CallError as next_error:
-                error = next_error
+                error = next_error.with_traceback(None)
 
     async def _wait(self, last: CallError, failures: int, deadline: float | None) -> None:
         """The backoff after so many failures; raises Exhausted where there is no further try."""

@@ -7,14 +7,14 @@ one or the new one. Nothing here knows what the documents mean.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from batchllm import exact
 from batchllm.errors import ConfigError, InUse, LedgerFailed
 
 _NEEDS = {
@@ -100,7 +100,7 @@ class RunFolder:
     def read(self, name: str) -> dict[str, Any] | None:
         """A document, None where there is none; ConfigError where it is no document of this version."""
         try:
-            document = orjson.loads((self.path / name).read_bytes())
+            document = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -123,7 +123,7 @@ class RunFolder:
     def write(self, name: str, document: dict[str, Any], *, sync: bool = True) -> None:
         """Replace a document. Raises LedgerFailed, leaving the old one."""
         temporary = self.path / f"{name}.tmp"
-        data = orjson.dumps({"version": VERSION} | document)
+        data = exact.dumps({"version": VERSION} | document)
         with writing():
             try:
                 with temporary.open("wb") as file:

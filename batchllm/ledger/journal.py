@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from batchllm import exact
 from batchllm.errors import ConfigError, LedgerFailed
 from batchllm.fields import mutable
 from batchllm.ledger.folder import RunFolder, identity
@@ -116,7 +117,7 @@ class Journal:
                 unit, kind = state.settled.watermark, DEAD if name == "dead" else OUTPUT
                 if kind == DEAD:
                     _check_letter(self.sinks[name].path, line)
-                    letters.setdefault(_key(orjson.loads(line).get("id")), deque()).append(unit)
+                    letters.setdefault(_key(exact.loads(line).get("id")), deque()).append(unit)
                 elif (id := failed_id(line)) is not None:
                     of_this_id = letters.get(_key(id))
                     kind, unit = FAILED, of_this_id.popleft() if of_this_id else NO_UNIT
@@ -187,7 +188,7 @@ def restore(state: State) -> Summary:
 
 def _key(id: Any) -> str:
     """An id as the shape openai-batch writes it too."""
-    return id if isinstance(id, str) else orjson.dumps(id, option=orjson.OPT_SORT_KEYS).decode()
+    return id if isinstance(id, str) else exact.ordered(id).decode()
 
 
 def _lines(sink: SinkFile) -> Iterator[bytes]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
+from batchllm import exact
 from batchllm.fields import mutable
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def read_notes(journal: Journal, state: State) -> Noted:
     while block := sink.read(place + len(rest), _BLOCK):
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
-            note = orjson.loads(line)
+            note = exact.loads(line)
             if note["kind"] == "stage" and note["number"] not in state.settled:
                 noted.add(note, place)
             place += len(line) + 1

@@ -9,8 +9,7 @@ import re
 from hashlib import blake2b
 from typing import Any
 
-import orjson
-
+from batchllm import exact
 from batchllm.expected import NOTHING
 from batchllm.lines import dumps
 
@@ -48,7 +47,7 @@ def as_compared(answered: Any, expected: Any) -> Any:
     """What an answer was compared as: a text is read as JSON where no text is expected."""
     if isinstance(answered, str) and not isinstance(expected, str):
         try:
-            return orjson.loads(answered)
+            return exact.loads(answered)
         except ValueError:
             pass
     return answered

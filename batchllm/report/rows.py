@@ -15,9 +15,9 @@ from typing import Any
 
 import orjson
 
+from batchllm.exact import holds_long_number
 from batchllm.lines import members
 from batchllm.model import Usage
-from batchllm.schema import holds_long_number
 
 MOST_CALLS = 1_000_000
 """More calls than any record makes."""

@@ -4,8 +4,8 @@ The only room that knows jsonschema. It asks nobody and fetches nothing; `wire` 
 `layers/structured` judges answers with it.
 """
 
-from batchllm.schema.finding import find_json, holds_long_number
+from batchllm.schema.finding import find_json
 from batchllm.schema.strict import StrictForm, strict_form
 from batchllm.schema.validating import Schema
 
-__all__ = ["Schema", "StrictForm", "find_json", "holds_long_number", "strict_form"]
+__all__ = ["Schema", "StrictForm", "find_json", "strict_form"]

@@ -11,9 +11,7 @@ from typing import Any
 
 import orjson
 
-# Finding digits so is several times faster than with a pattern.
-_DIGITS_TO_0 = bytes.maketrans(b"123456789", b"0" * 9)
-_LONG_NUMBER = b"0" * 16
+from batchllm.exact import holds_long_number
 
 
 def find_json(text: str, accept: Callable[[Any], bool] | None = None) -> Any:
@@ -44,8 +42,3 @@ def parse(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-
-
-def holds_long_number(text: bytes) -> bool:
-    """Whether JSON may hold an integer beyond 64 bits, of which orjson makes a float."""
-    return _LONG_NUMBER in text.translate(_DIGITS_TO_0)

@@ -15,9 +15,10 @@ from typing import Any
 
 import orjson
 
+from batchllm import exact
+from batchllm.exact import holds_long_number
 from batchllm.lines import members
 from batchllm.model import Dead, Failure, Record, Trail
-from batchllm.schema import holds_long_number
 
 RECORDS, LETTERS, OPENAI_BATCH = "records", "dead", "openai-batch"
 FORMATS = ("auto", RECORDS, LETTERS, OPENAI_BATCH)
@@ -97,7 +98,7 @@ def of_later_pass(
 
     So is its variant, one of `variants` where the run has some, and what stages had answered.
     """
-    told = orjson.loads(letter)
+    told = exact.loads(letter)
     changes: dict[str, Any] = {"seq": told["seq"], "turn": turn, "answers": told.get("stages")}
     if variants:
         name = told["variant"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import orjson
 
+from batchllm.exact import holds_long_number
 from batchllm.model import Record
-from batchllm.schema import holds_long_number
 
 
 def stretch_of(

@@ -77,7 +77,10 @@ class Pool:
             else:
                 self._free += 1
         if isinstance(outcome, Failed):
-            raise outcome
+            try:
+                raise outcome
+            finally:
+                del outcome, future  # the error holds this frame, which would hold it: a cycle
         return outcome
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from zlib import crc32
 
 import orjson
 
+from batchllm import exact
 from batchllm.errors import ConfigError
 from batchllm.job import Job
 from batchllm.ledger import Journal, passes, read_notes, restore
@@ -171,8 +172,7 @@ def _known(journal: Journal, by: str | None, job: Job) -> dict[Key, deque[int]]:
 
 def _id_in(line: bytes, emit: str, id_field: str) -> Key:
     name = {"merged": id_field, "openai-batch": "custom_id"}.get(emit, "id")
-    found = orjson.loads(line).get(name)
-    return orjson.dumps(found, option=orjson.OPT_SORT_KEYS)
+    return exact.ordered(exact.loads(line).get(name))
 
 
 def _key_of(record: Record, by: str | None, job: Job, meaning: bytes) -> Key:
@@ -184,7 +184,7 @@ def _key_of(record: Record, by: str | None, job: Job, meaning: bytes) -> Key:
             f"record {record.seq} has no {name!r}, and --resume-by id needs one in every record",
             "name another field with --id-field, or resume by position",
         )
-    return orjson.dumps(record.id, option=orjson.OPT_SORT_KEYS)
+    return exact.ordered(record.id)
 
 
 def _answered(opened: Opened, job: Job, meaning: bytes) -> Callable[[Record], dict[str, Any] | None]:
@@ -197,14 +197,14 @@ def _answered(opened: Opened, job: Job, meaning: bytes) -> Callable[[Record], di
     found: dict[Key, deque[dict[str, Any]]] = {}
     if job.stage and same:
         for notes in read_notes(opened.journal, opened.state).answers.values():
-            key = orjson.dumps(notes[0]["id"], option=orjson.OPT_SORT_KEYS) if by_id else notes[0]["line"]
+            key = exact.ordered(notes[0]["id"]) if by_id else notes[0]["line"]
             answers = {note["stage"]: note["value"] for note in notes}
             found.setdefault(key, deque()).append(answers)
 
     def answered(record: Record) -> dict[str, Any] | None:
         if not found:
             return None
-        key = orjson.dumps(record.id, option=orjson.OPT_SORT_KEYS) if by_id else crc32(record.line)
+        key = exact.ordered(record.id) if by_id else crc32(record.line)
         waiting = found.get(key)
         return waiting.popleft() if waiting else None
 

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import orjson
-
-from batchllm import __version__
+from batchllm import __version__, exact
 from batchllm.errors import ConfigError
 from batchllm.fields import mutable
 from batchllm.job import Job, Setting, settings
@@ -248,7 +246,7 @@ def _failed_id(job: Job) -> Callable[[bytes], Any]:
 
     def read(line: bytes) -> Any:
         if job.merge_failed or job.emit == "result":
-            row = orjson.loads(line)
+            row = exact.loads(line)
             if "error_kind" in row and not job.merge_failed and "output" not in row:
                 shown = line[:80].decode(errors="replace").strip()
                 raise ConfigError(

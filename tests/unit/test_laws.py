@@ -11,7 +11,7 @@ from batchllm.job import Job
 
 PACKAGE = Path(__file__).resolve().parents[2] / "batchllm"
 LEVELS = [
-    {"fields", "descriptors"},
+    {"fields", "descriptors", "exact"},
     {"model", "errors"},
     {"expected"},
     {

@@ -75,7 +75,10 @@ class Gated:
                 window.release_on_behalf_of(slot)
             if failed is not None:
                 if not await gate.back(trail):
-                    raise failed
+                    try:
+                        raise failed
+                    finally:
+                        del failed  # it holds this frame, which would hold it: a cycle
                 continue
             gate.answered(sent)
             limiter.settle(need, size, reply)

@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from batchllm.ports import Observer
     from batchllm.summary import Summary
 
-_COLLECT_AFTER = 20_000
-"""Containers made and not yet given up, before the cyclic collector looks at the youngest."""
-
-
 def start(loaded: Loaded, retry: Again | None = None) -> int:
     """Run a job in an event loop of its own; the exit code. Raises ConfigError and InUse."""
     log = logging.getLogger("batchllm")
@@ -144,7 +140,7 @@ async def _pass(session: _Session, retry: Again | None, observers: list[Observer
             session.live = live
             if earlier is not None:
                 live.follow(earlier)
-            _calm_collector()
+            gc.freeze()  # what is here now is here to stay: not to be searched for cycles
             if session.skipped is None:
                 session.skipped = live.skipped
                 for warning in () if job.quiet else live.warnings:
@@ -152,15 +148,6 @@ async def _pass(session: _Session, retry: Again | None, observers: list[Observer
             await _run(session, live, observers)
         return live
     return None
-
-
-def _calm_collector() -> None:
-    """Let the cyclic collector leave alone what is here to stay, and look rarely.
-
-    Records make many objects and hardly a cycle; looking for some took a tenth of a run.
-    """
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
 async def _run(session: _Session, live: Live, observers: Sequence[Observer]) -> None:

@@ -175,4 +175,5 @@ def memory(bench: Bench, plan: Plan, findings: Findings, files: tuple[str, str])
                     peaks["TLS"].append(bench.run(BATCHLLM, count, secure, concurrency, files[0]).peak_mb)
                 mb, tls_mb = median(peaks["plain"]), median(peaks["TLS"])
                 findings.at_most(f"peak memory {what}", mb, limit, " MB")
-                findings.at_most(f"over TLS ({tls_mb:.1f} MB) {what}", tls_mb / mb, TLS_MEMORY_TIMES, " ×")
+                times = f"{tls_mb / mb:.2f} × plain"
+                findings.at_most(f"over TLS ({times}) {what}", tls_mb, TLS_MEMORY_TIMES * limit, " MB")

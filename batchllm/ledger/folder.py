@@ -103,7 +103,7 @@ class RunFolder:
             document = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"can't read {self.path / name}: {error}", "--fresh starts over and keeps the old files aside"
             ) from None

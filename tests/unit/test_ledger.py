@@ -262,6 +262,14 @@ def test_a_run_folder_of_another_version_is_refused(tmp_path: Path) -> None:
         files.open()
 
 
+def test_a_document_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(0)]])
+    (files.run / "snapshot").write_bytes(b'{"version":1,"a":' + b"[" * 200_000)
+    with pytest.raises(ConfigError, match="can't read"):
+        files.open()
+
+
 def test_moving_aside_keeps_what_was_moved_before(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     for content in ("first", "second"):

@@ -24,10 +24,11 @@ from batchllm.stop import Stop
 from batchllm.watch import FailureWatch
 
 Item = Record | Dead
-_OUT_LEAST, _OUT_MOST, _OUT_BYTES = 512, 4096, 2 << 20
+_OUT_LEAST, _OUT_MOST, _OUT_BYTES = 512, 1024, 2 << 20
 """Outcomes that wait to be sent, and about how many bytes of them, before workers wait too.
 
-They are twice as many as the workers within these bounds: a disk that is slow for a moment empties no slot.
+They are as many as the workers within these bounds: a disk that is slow for a moment empties no slot. Three
+times as many may be on their way, with those in the stream and at the ledger.
 """
 _PENDING_BYTES = 2 << 20
 """Bytes of records that wait for a worker, before the inbox has to wait."""
@@ -204,7 +205,7 @@ class Engine:
     def resize(self, workers: int) -> None:
         """Work with so many workers from now on; those that are too many are not taken away."""
         self._most = workers
-        self._out_most = min(max(_OUT_LEAST, 2 * workers), _OUT_MOST)
+        self._out_most = min(max(_OUT_LEAST, workers), _OUT_MOST)
 
     def rouse(self) -> None:
         """Wake or start as many workers as there are records and room for them."""

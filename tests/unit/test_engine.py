@@ -248,7 +248,7 @@ def test_a_slow_outbox_holds_the_workers_back_and_loses_none_of_them(seconds: fl
     assert furthest <= 4 * (1024 + 100)
 
 
-@pytest.mark.parametrize(("workers", "waiting"), [(10, 512), (1000, 2000), (4000, 4096)])
+@pytest.mark.parametrize(("workers", "waiting"), [(10, 512), (800, 800), (4000, 1024)])
 def test_as_many_outcomes_wait_for_a_slow_outbox_as_keep_the_workers_busy(workers: int, waiting: int) -> None:
     async def main() -> tuple[int, int]:
         work = Work(after(0.01))

@@ -181,8 +181,8 @@ def rows(path: Path) -> Rows:
 
 
 def names(folder: Path) -> set[str]:
-    """What lies in a folder."""
-    return {path.name for path in folder.iterdir()}
+    """What lies in a folder, but for what Python compiled there."""
+    return {path.name for path in folder.iterdir()} - {"__pycache__"}
 
 
 def together(*calls: Callable[[], Ran]) -> list[Ran]:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from batchllm.ports import Observer
     from batchllm.summary import Summary
 
+
 def start(loaded: Loaded, retry: Again | None = None) -> int:
     """Run a job in an event loop of its own; the exit code. Raises ConfigError and InUse."""
     log = logging.getLogger("batchllm")

@@ -39,9 +39,7 @@ class Record:
     @property
     def number(self) -> int:
         """Its place among the units of this pass, by which progress is kept."""
-        if self.turn is not None:
-            return self.turn
-        return self.seq if self.place is None else self.place
+        return self.unit if self.turn is None else self.turn
 
     @property
     def unit(self) -> int:

@@ -54,7 +54,7 @@ def _entry(
 ) -> bytes:
     record, trail = outcome.record, outcome.trail
     attempts, usage = trail.attempts, trail.usage
-    unit = record.seq if record.place is None else record.place
+    unit = record.unit
     return seal(
         line,
         generation,

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from batchllm.exact import holds_long_number
+from batchllm import exact
 from batchllm.lines import members
 from batchllm.model import Usage
 
@@ -55,10 +54,7 @@ def unended(line: bytes, first: bool) -> dict[str, Any] | None:
 def parsed(line: bytes) -> dict[str, Any]:
     """The object on a line, integers exact; a value nested too deep stays bytes. Raises ValueError."""
     try:
-        found = orjson.loads(line)
-        if holds_long_number(line):
-            with suppress(RecursionError):
-                found = json.loads(line)
+        found = exact.loads(line)
     except ValueError:
         found = {name: _value(part) for name, part in members(line)}
     if not isinstance(found, dict):

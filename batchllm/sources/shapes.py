@@ -16,7 +16,6 @@ from typing import Any
 import orjson
 
 from batchllm import exact
-from batchllm.exact import holds_long_number
 from batchllm.lines import members
 from batchllm.model import Dead, Failure, Record, Trail
 
@@ -50,7 +49,7 @@ def parse(line: bytes) -> dict[str, Any]:
     """The JSON object on a line, integers of any length exact. Raises BadLine."""
     try:
         value = orjson.loads(line)
-        if holds_long_number(line):
+        if exact.holds_long_number(line):
             value = json.loads(line)
     except orjson.JSONDecodeError as error:
         try:

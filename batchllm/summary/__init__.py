@@ -83,7 +83,7 @@ class Summary:
         self.add_all((outcome,))
 
     def add_all(self, outcomes: Sequence[Done | Dead]) -> None:
-        """Count settled records: a group at once costs a third of them one by one."""
+        """Count settled records; a group at once costs less than one by one."""
         if not outcomes:
             return
         usages: list[Usage] = []
@@ -97,6 +97,7 @@ class Summary:
             else:
                 self._count_calls(attempts)
             if isinstance(outcome, Done):
+                self.succeeded += 1
                 if attempts:
                     seconds.append(attempts[-1].seconds)
                 reply = outcome.reply
@@ -109,9 +110,6 @@ class Summary:
                 at_stage = None if isinstance(outcome, Done) else outcome.error.stage
                 self._count_stages(trail.answers or (), trail.skipped or (), at_stage, 1)
         self._count_usage(usages)
-        failed = sum([isinstance(outcome, Dead) for outcome in outcomes])
-        self.failed += failed
-        self.succeeded += len(outcomes) - failed
         self.latency.add_all(seconds)
         ats = [outcome.at for outcome in outcomes]
         self.throughput.add_all(ats)
@@ -134,6 +132,7 @@ class Summary:
         self.cached_tokens += sum([usage.cached_tokens for usage in usages])
 
     def _count_failure(self, error: Failure) -> None:
+        self.failed += 1
         failed = self._failed(error.kind, error.cause)
         failed.count += 1
         failed.example(error.message)

@@ -94,7 +94,7 @@ class Connection(asyncio.Protocol):
         """Send a request; the future gets the answer or the failure, never an exception.
 
         `body` is how many of its last bytes are the body, `start` the monotonic time at which the exchange
-        began. The request is not held: with many in flight they would be most of the memory.
+        began. The request is not held: with many in flight that would be megabytes.
         """
         self._body = body
         self._terms = terms

@@ -395,6 +395,8 @@ def test_a_resource_is_opened_once_and_closed(folder: Path, function: str) -> No
 
 @pytest.mark.parametrize("function", ["opened", "opened_async"])
 def test_a_resource_is_closed_on_cancellation_too(folder: Path, function: str) -> None:
+    code = module(folder)
+
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
             spec = StepSpec("steps.py:waits_long", folder, open=f"steps.py:{function}")
@@ -404,12 +406,12 @@ def test_a_resource_is_closed_on_cancellation_too(folder: Path, function: str) -
                     await call(step)
 
             tasks.start_soon(use)
-            await anyio.to_thread.run_sync(lambda: module(folder).entered.wait())
+            await anyio.to_thread.run_sync(code.entered.wait)
             tasks.cancel_scope.cancel()
 
     anyio.run(main)
 
-    assert module(folder).log == ["open", "cancelled", "closed"]
+    assert code.log == ["open", "cancelled", "closed"]
 
 
 def test_a_resource_that_is_not_opened_or_closed_says_so(folder: Path) -> None:

@@ -30,8 +30,8 @@ _OUT_LEAST, _OUT_MOST, _OUT_BYTES = 512, 1024, 2 << 20
 They are as many as the workers within these bounds: a disk that is slow for a moment empties no slot. Three
 times as many may be on their way, with those in the stream and at the ledger.
 """
-_PENDING_BYTES = 2 << 20
-"""Bytes of records that wait for a worker, before the inbox has to wait."""
+_PENDING_MOST, _PENDING_BYTES = 1024, 2 << 20
+"""Records that wait for a worker, and bytes of them, before the inbox has to wait."""
 _RUNNING_BYTES = 8 << 20
 """Bytes of records with which more than half of the workers may be busy."""
 
@@ -69,6 +69,7 @@ class Engine:
         self._pending: deque[Record] = deque()
         self._pending_bytes = 0
         self._idle: list[anyio.Event] = []
+        self._called = 0
         self._workers = 0
         self._running = 0
         self._running_bytes = 0
@@ -183,7 +184,7 @@ class Engine:
 
     def _full(self) -> bool:
         """Whether workers have enough to go on with."""
-        return len(self._pending) > self._most or self._pending_bytes > _PENDING_BYTES
+        return len(self._pending) > min(self._most, _PENDING_MOST) or self._pending_bytes > _PENDING_BYTES
 
     def _crowded(self) -> bool:
         """Whether so much is in work that no further worker should take up a record and fill memory."""
@@ -198,9 +199,17 @@ class Engine:
         self._end_lingering()
 
     def _wake_all(self) -> None:
-        for event in self._idle:
-            event.set()
-        self._idle.clear()
+        while self._idle:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._idle.pop().set()
+        self._called += 1
+
+    def _start(self, tasks: TaskGroup) -> None:
+        self._workers += 1
+        self._called += 1
+        tasks.start_soon(self._work)
 
     def resize(self, workers: int) -> None:
         """Work with so many workers from now on; those that are too many are not taken away."""
@@ -208,26 +217,29 @@ class Engine:
         self._out_most = min(max(_OUT_LEAST, workers), _OUT_MOST)
 
     def rouse(self) -> None:
-        """Wake or start as many workers as there are records and room for them."""
-        wanted = min(len(self._pending), self._free())
+        """Wake or start as many workers as there are records and room for them.
+
+        Those that were called before and have not come yet are among them, and those that only wait for the
+        ledger: no room is offered twice.
+        """
+        wanted = min(len(self._pending), self._free()) - self._called
         while wanted > 0 and self._idle:
-            self._idle.pop().set()
+            self._wake()
             wanted -= 1
         while wanted > 0 and self._workers - len(self._lingering) < self._most and self._tasks is not None:
-            self._workers += 1
-            self._tasks.start_soon(self._work)
+            self._start(self._tasks)
             wanted -= 1
 
     def instead(self) -> None:
         """A worker waits for something that needs no slot: let another one take up a record."""
         if self._pending and not self._crowded() and self._free() > 0:
             if self._idle:
-                self._idle.pop().set()
+                self._wake()
             elif self._workers < self._most + self._spare and self._tasks is not None:
-                self._workers += 1
-                self._tasks.start_soon(self._work)
+                self._start(self._tasks)
 
     async def _work(self) -> None:
+        self._called -= 1
         while not self._stop:
             if not self._pending and self._fed:
                 self._wake_all()
@@ -236,6 +248,7 @@ class Engine:
                 event = anyio.Event()
                 self._idle.append(event)
                 await event.wait()
+                self._called -= 1
                 continue
             record = self._take()
             outcome = None
@@ -253,8 +266,10 @@ class Engine:
                 self.dropped += 1
                 continue
             self._settle(outcome)
-            if len(self._out) >= self._out_most or self._out_bytes >= _OUT_BYTES:
+            if self._out_full():
+                self._called += 1  # it comes back as soon as there is room
                 await self._outbox_room()
+                self._called -= 1
 
     def _take(self) -> Record:
         """The next record, into work; wakes whom that gives something to do."""
@@ -265,8 +280,8 @@ class Engine:
         self._running_bytes += size
         if not self._hungry.is_set() and not self._full():
             self._hungry.set()
-        if self._idle and self._pending and not self._crowded() and self._free() > 1:
-            self._idle.pop().set()
+        if self._idle and self._pending and not self._crowded() and self._free() > 1 + self._called:
+            self._wake()
         return record
 
     def _emit(self, note: Note) -> None:
@@ -288,8 +303,11 @@ class Engine:
             self._stop.set(verdict)
 
     async def _outbox_room(self) -> None:
-        while len(self._out) >= self._out_most or self._out_bytes >= _OUT_BYTES:
+        while self._out_full():
             await self._room.wait()
+
+    def _out_full(self) -> bool:
+        return len(self._out) >= self._out_most or self._out_bytes >= _OUT_BYTES
 
     async def _flush(self, outbox: MemoryObjectSendStream[list[Outcome | Note]]) -> None:
         """Send what was settled, once a loop turn; goes on until everything is sent, or nobody receives."""

@@ -7,10 +7,18 @@ ours brings along the session of an earlier connection. It opens nothing; `adapt
 from __future__ import annotations
 
 import ssl
+import sys
+from typing import Any
 
 import httpx
 
 from batchllm.errors import ConfigError
+
+_RECORD = 16 * 1024
+"""Bytes that a TLS record holds at most (RFC 8446, 5.1), and so a read of OpenSSL's."""
+_LARGE = 128 * 1024
+"""Bytes from which glibc maps a block by itself, until it has freed one (mallopt(3), M_MMAP_THRESHOLD)."""
+_M_MMAP_THRESHOLD = -3
 
 
 class Resuming(ssl.SSLObject):
@@ -32,6 +40,10 @@ class Resuming(ssl.SSLObject):
             if self._offered is not None:
                 self.session = self._offered
         super().do_handshake()
+
+    def read(self, len: int = 1024, buffer: bytearray | None = None) -> Any:
+        """As ssl.SSLObject's; the loops ask for 256 KiB, which would be allocated for each answer."""
+        return super().read(min(len, _RECORD), buffer)
 
     def remember(self) -> None:
         """Keep its session where there is none yet, or the one that was offered is no longer taken.
@@ -56,9 +68,24 @@ def client_context() -> ssl.SSLContext:
     except OSError as error:
         text = f"can't read the trusted certificates: {error.strerror or error}".lower()
         raise ConfigError(text, "look at SSL_CERT_FILE and SSL_CERT_DIR") from None
+    _keep_large_blocks_apart()
     context.set_alpn_protocols(["http/1.1"])
     context.sslobject_class = type("Resuming", (Resuming,), {"sessions": {}})
     return context
+
+
+def _keep_large_blocks_apart() -> None:
+    """Let large blocks stay out of the process's heap, as they do until glibc has freed the first of them.
+
+    Either loop has a read buffer of 256 KiB for each connection, of which it touches a page or two. In the
+    heap such buffers come to lie where other things were, and all of those pages stay.
+    """
+    if sys.platform == "linux":
+        import ctypes  # a tenth of what httpx costs to import, and for nothing without TLS
+
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def no_common_protocol(error: Exception) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import ssl
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,6 +288,57 @@ def test_a_session_that_the_server_does_not_know_costs_a_whole_handshake_and_no_
 
         run(main)
         assert server.connections == 3
+
+
+_BUFFERS = """
+import ctypes, sys, anyio
+from batchllm.transport import Bounds, Transport
+
+class Facts(ctypes.Structure):  # mallinfo2(3)
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd rest".split()]
+    _fields_ += [(f"more{n}", ctypes.c_size_t) for n in range(4)]
+
+facts = ctypes.CDLL(None).mallinfo2
+facts.restype = Facts
+
+async def main():
+    transport = Transport(Bounds(limit=20))
+    endpoint = transport.endpoint(sys.argv[1], {})
+    pool = next(iter(transport._pools.values()))
+
+    async def ask():
+        await endpoint.post(b"{}", timeout=10)
+
+    await ask()
+    next(iter(pool._idle)).abort()  # its buffer is given back
+    while pool._open:
+        await anyio.sleep(0)
+    before = facts().hblks
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(ask)
+    print(len(pool._open), facts().hblks - before)
+    await transport.aclose()
+
+anyio.run(main, backend_options={"use_uvloop": True})
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+def test_read_buffers_of_later_connections_stay_out_of_the_heap(server_tls: ssl.SSLContext) -> None:
+    met = threading.Barrier(20)
+
+    def script(peer: Peer) -> None:
+        if first.is_set():
+            met.wait(10)  # so that each of the twenty has a connection of its own
+        first.set()
+        keep_answering(peer)
+
+    first = threading.Event()
+    with FaultServer(script, server_tls) as server:
+        command = [sys.executable, "-c", _BUFFERS, server.url]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.split() == ["20", "20"]
 
 
 def test_all_origins_of_a_transport_share_one_context() -> None:

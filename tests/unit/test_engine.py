@@ -58,7 +58,10 @@ def after(seconds: float) -> Body:
 
 
 class House:
-    """An engine between its streams. `pace` is how long the outbox's reader takes for each item."""
+    """An engine between its streams. `pace` is how long the outbox's reader takes for each item.
+
+    `slots` are how many records there is room for at once.
+    """
 
     def __init__(
         self,
@@ -70,10 +73,13 @@ class House:
         watch: FailureWatch | None = None,
         grace: float = 4.0,
         pace: float = 0.0,
+        slots: float = math.inf,
     ) -> None:
         self.work = work
         self.stop = Stop()
-        self.engine = Engine(work, workers, self.stop, watch or FailureWatch(None), grace)
+        self.engine = Engine(
+            work, workers, self.stop, watch or FailureWatch(None), grace, lambda: slots - work.running
+        )
         self.to_engine, self.inbox = anyio.create_memory_object_stream[list[Item]](inbox)
         self.to_ledger, self.outbox = anyio.create_memory_object_stream[list[Outcome | Note]](outbox)
         self.settled: list[Outcome | Note] = []
@@ -263,6 +269,22 @@ def test_as_many_outcomes_wait_for_a_slow_outbox_as_keep_the_workers_busy(worker
     taken, running = virtual.run(main)
     assert waiting <= taken <= waiting + 4 * workers
     assert running == 0
+
+
+def test_no_further_workers_start_while_those_that_there_are_wait_for_a_slow_outbox() -> None:
+    async def main() -> tuple[House, int]:
+        work = Work(after(0.01))
+        house = House(work, workers=workers_for(600), outbox=1, pace=1.0, slots=600)
+        async with anyio.create_task_group() as tasks:
+            house.start(tasks, records(20_000))
+            await anyio.sleep(0.5)
+            tried = len(work.taken)
+        return house, tried
+
+    house, tried = virtual.run(main)
+    assert tried < 10_000  # they waited indeed
+    assert sorted(house.seqs) == list(range(20_000))
+    assert len(house.work.workers) == house.work.most == 600
 
 
 def test_notes_go_out_with_the_outcomes() -> None:

@@ -41,7 +41,7 @@ class Resuming(ssl.SSLObject):
                 self.session = self._offered
         super().do_handshake()
 
-    def read(self, len: int = 1024, buffer: bytearray | None = None) -> Any:
+    def read(self, len: int = 1024, buffer: Any = None) -> bytes:
         """As ssl.SSLObject's; the loops ask for 256 KiB, which would be allocated for each answer."""
         return super().read(min(len, _RECORD), buffer)
 

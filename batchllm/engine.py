@@ -75,6 +75,7 @@ class Engine:
         self._running_bytes = 0
         self._fed = False
         self._hungry = anyio.Event()
+        self._sated = False
         self._out: list[Outcome | Note] = []
         self._out_bytes = 0
         self._settled = anyio.Event()
@@ -180,6 +181,7 @@ class Engine:
         self.rouse()
         while self._full() and not self._stop:
             self._hungry = anyio.Event()
+            self._sated = True
             await self._hungry.wait()
 
     def _full(self) -> bool:
@@ -240,7 +242,7 @@ class Engine:
 
     async def _work(self) -> None:
         self._called -= 1
-        while not self._stop:
+        while self._stop.reason is None:
             if not self._pending and self._fed:
                 self._wake_all()
                 return
@@ -266,7 +268,7 @@ class Engine:
                 self.dropped += 1
                 continue
             self._settle(outcome)
-            if self._out_full():
+            if len(self._out) >= self._out_most or self._out_bytes >= _OUT_BYTES:
                 self._called += 1  # it comes back as soon as there is room
                 await self._outbox_room()
                 self._called -= 1
@@ -278,23 +280,23 @@ class Engine:
         self._pending_bytes -= size
         self._running += 1
         self._running_bytes += size
-        if not self._hungry.is_set() and not self._full():
+        if self._sated and not self._full():
+            self._sated = False
             self._hungry.set()
         if self._idle and self._pending and not self._crowded() and self._free() > 1 + self._called:
             self._wake()
         return record
 
-    def _emit(self, note: Note) -> None:
-        self._out.append(note)
-        self._out_bytes += note.size
-        self._settled.set()
+    def _emit(self, item: Outcome | Note) -> None:
+        if not self._out:
+            self._settled.set()
+        self._out.append(item)
+        self._out_bytes += item.size
 
     def _settle(self, outcome: Outcome) -> None:
         keep, verdict = self._watch.judge(outcome)
         if keep:
-            self._out.append(outcome)
-            self._out_bytes += outcome.size
-            self._settled.set()
+            self._emit(outcome)
         else:
             self.dropped += 1
             if (spent := outcome.trail.spent(outcome.record.seq)) is not None:
@@ -303,11 +305,8 @@ class Engine:
             self._stop.set(verdict)
 
     async def _outbox_room(self) -> None:
-        while self._out_full():
+        while len(self._out) >= self._out_most or self._out_bytes >= _OUT_BYTES:
             await self._room.wait()
-
-    def _out_full(self) -> bool:
-        return len(self._out) >= self._out_most or self._out_bytes >= _OUT_BYTES
 
     async def _flush(self, outbox: MemoryObjectSendStream[list[Outcome | Note]]) -> None:
         """Send what was settled, once a loop turn; goes on until everything is sent, or nobody receives."""

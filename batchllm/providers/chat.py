@@ -19,7 +19,7 @@ import orjson
 
 from batchllm.errors import TimedOut
 from batchllm.model import Reply, Request, Standing, Usage
-from batchllm.providers.ids import request_id
+from batchllm.providers.ids import HEADERS, request_id
 from batchllm.providers.shaping import Way, spoken
 
 _MODERN = re.compile(r"(?:[\w.-]+[/:])*(?:o[1-9]\d?|gpt-(?:[5-9]|[12]\d)(?:\.\d+)?)(?![\w.]).*")
@@ -69,6 +69,8 @@ _TELLING = frozenset(
     }
 )
 """Headers of which one is there where an answer tells how the account's limits stand."""
+_NOTED = _TELLING.union(HEADERS)
+"""Headers that an answer is read for; servers of one's own mostly send none of them."""
 
 
 def _limits(headers: Mapping[str, str], now: float) -> tuple[Standing, ...]:
@@ -156,7 +158,11 @@ def at_a_glance(
         document = orjson.loads(content)
         choice = document["choices"][0]
         message = choice["message"]
-        text, named = message["content"], document["model"]
+        text, named, usage = message["content"], document["model"], document["usage"]
+        sent, made = usage["prompt_tokens"], usage["completion_tokens"]
+        details = usage.get("prompt_tokens_details")
+        cached = details["cached_tokens"] if details else 0
+        identity = document["id"]
         if (
             type(text) is not str
             or not text
@@ -170,14 +176,19 @@ def at_a_glance(
             or message.get("refusal")
         ):
             return None
-        identity = request_id(headers) or document["id"]
     except (KeyError, IndexError, TypeError, AttributeError, orjson.JSONDecodeError):
         return None
+    limits: tuple[Standing, ...] = ()
+    if not _NOTED.isdisjoint(headers):
+        identity = request_id(headers) or identity
+        limits = _limits(headers, now)
     if type(identity) is not str:
         return None
-    limits = () if _TELLING.isdisjoint(headers) else _limits(headers, now)
-    raw = document if whole else None
-    return Reply(text, text, _usage(document.get("usage")), "stop", named, identity, raw, limits)
+    if type(sent) is type(made) is type(cached) is int and not (sent | made | cached) >> _MOST_BITS:
+        used = Usage(sent, made, cached)  # none of them is negative or too large
+    else:
+        used = _usage(usage)
+    return Reply(text, text, used, "stop", named, identity, document if whole else None, limits)
 
 
 def _complaint(document: Any) -> Any:
@@ -285,8 +296,6 @@ def _usage(usage: Any) -> Usage:
     sent, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    if type(sent) is type(made) is type(cached) is int and not (sent | made | cached) >> _MOST_BITS:
-        return Usage(sent, made, cached)  # none of them is negative or too large
     return Usage(_count(sent), _count(made), _count(cached))
 
 

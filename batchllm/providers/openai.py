@@ -96,7 +96,9 @@ class OpenAI:
         self._endpoint = endpoint
         self._spec = spec
         self._secret = (spec.key or "").strip() or None
-        self._masked = (self._secret or "").encode() if len(self._secret or "") >= SHORTEST_KEY else b""
+        secret = self._secret or ""
+        self._masked = secret if len(secret) >= SHORTEST_KEY else ""
+        self._masked_bytes = self._masked.encode()
         self._shaping = Shaping(spec.schema_mode, encoded=True)
         self._doubt: object | None = None
         self.proven = False
@@ -105,14 +107,18 @@ class OpenAI:
         """Ask once; raises what `verdicts` says, or TimedOut or Disconnected from the transport."""
         spec = self._spec
         ladder, way = self._shaping.way(request)
-        timeout = chat.time_left(spec.timeout, trail.deadline, time.monotonic())
+        timeout = spec.timeout
+        if trail.deadline is not None:
+            timeout = chat.time_left(timeout, trail.deadline, time.monotonic())
         doubt = self._doubt
         answer = await self._endpoint.post(
             chat.encode(chat.build(request, spec.model, way)),
             headers={"idempotency-key": request.key},
             timeout=timeout,
         )
-        status, (headers, content) = answer.status, self._without_key(answer)
+        status, headers, content = answer.status, answer.headers, answer.content
+        if self._masked and (self._masked_bytes in content or self._masked in "\n".join(headers.values())):
+            headers, content = self._without_key(headers, content)
         reply = chat.at_a_glance(status, headers, content, spec.whole, time.time())
         if reply is None:
             try:
@@ -156,15 +162,7 @@ class OpenAI:
             return error
         return in_doubt(error, status)
 
-    def _without_key(self, answer: Answer) -> tuple[Mapping[str, str], bytes]:
-        """Headers and body with the key masked, should a server echo it: neither file nor log may hold it."""
-        headers, content = answer.headers, answer.content
-        masked = self._masked
-        if not masked:
-            return headers, content
-        if masked in content:
-            content = content.replace(masked, b"***")
-        secret = self._secret or ""
-        if secret in "\n".join(headers.values()):
-            headers = {name: value.replace(secret, "***") for name, value in headers.items()}
-        return headers, content
+    def _without_key(self, headers: Mapping[str, str], content: bytes) -> tuple[Mapping[str, str], bytes]:
+        """Both with the key masked, which a server echoes: neither file nor log may hold it."""
+        named = {name: value.replace(self._masked, "***") for name, value in headers.items()}
+        return named, content.replace(self._masked_bytes, b"***")

@@ -88,16 +88,16 @@ class Summary:
             return
         usages: list[Usage] = []
         seconds: list[float] = []
+        succeeded = 0
         for outcome in outcomes:
             trail = outcome.trail
             attempts = trail.attempts
             if len(attempts) == 1 and (usage := attempts[0].usage) is not None:  # as nearly all are
                 usages.append(usage)
-                self.calls += 1
             else:
                 self._count_calls(attempts)
             if isinstance(outcome, Done):
-                self.succeeded += 1
+                succeeded += 1
                 if attempts:
                     seconds.append(attempts[-1].seconds)
                 reply = outcome.reply
@@ -109,6 +109,8 @@ class Summary:
             if trail.answers is not None:
                 at_stage = None if isinstance(outcome, Done) else outcome.error.stage
                 self._count_stages(trail.answers or (), trail.skipped or (), at_stage, 1)
+        self.succeeded += succeeded
+        self.calls += len(usages)
         self._count_usage(usages)
         self.latency.add_all(seconds)
         ats = [outcome.at for outcome in outcomes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
@@ -27,10 +27,14 @@ class Throughput:
         """Count one record settled at `at`, Unix seconds."""
         self.add_all((at,))
 
-    def add_all(self, ats: Iterable[float]) -> None:
+    def add_all(self, ats: Sequence[float]) -> None:
         """Count records settled at these times."""
+        if not ats:
+            return
         width, counts = self.width, self.counts
-        for bucket, count in Counter([int(at // width) for at in ats]).items():
+        first, last = int(min(ats) // width), int(max(ats) // width)
+        found = {first: len(ats)} if first == last else Counter([int(at // width) for at in ats])
+        for bucket, count in found.items():
             counts[bucket] = counts.get(bucket, 0) + count
         while len(self.counts) > _BUCKETS:
             self._widen(self.width * 2)

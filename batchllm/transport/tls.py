@@ -81,7 +81,7 @@ def _keep_large_blocks_apart() -> None:
     heap such buffers come to lie where other things were, and all of those pages stay.
     """
     if sys.platform == "linux":
-        import ctypes  # a tenth of what httpx costs to import, and for nothing without TLS
+        import ctypes  # some 3 ms, which only TLS is to pay
 
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if mallopt is not None:

@@ -57,7 +57,7 @@ class Engine:
         beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
         spare: int = 0,
     ) -> None:
-        self._process = process
+        self._process = process.__call__  # which Python calls more directly than an object
         self.resize(workers)
         self._spare = spare
         self._stop = stop
@@ -241,12 +241,14 @@ class Engine:
                 self._start(self._tasks)
 
     async def _work(self) -> None:
+        process, emit, free = self._process, self._emit, self._free
+        stop, pending = self._stop, self._pending
         self._called -= 1
-        while self._stop.reason is None:
-            if not self._pending and self._fed:
+        while stop.reason is None:
+            if not pending and self._fed:
                 self._wake_all()
                 return
-            if not self._pending or self._crowded() or self._free() <= 0:
+            if not pending or self._crowded() or free() <= 0:
                 event = anyio.Event()
                 self._idle.append(event)
                 await event.wait()
@@ -255,11 +257,11 @@ class Engine:
             record = self._take()
             outcome = None
             try:
-                outcome = await self._process(record, self._emit)
+                outcome = await process(record, emit)
             except Stopped:
                 pass
             except FatalError as error:
-                self._stop.set(error)
+                stop.set(error)
             self._running -= 1  # not where it was cancelled: those are counted as given up
             self._running_bytes -= len(record.line)
             if self._lingering:
@@ -291,7 +293,7 @@ class Engine:
         if not self._out:
             self._settled.set()
         self._out.append(item)
-        self._out_bytes += item.size
+        self._out_bytes += item.size()
 
     def _settle(self, outcome: Outcome) -> None:
         keep, verdict = self._watch.judge(outcome)

@@ -36,12 +36,12 @@ class Record:
     place: int | None = None
     answers: dict[str, Any] | None = None
 
-    @property
+    # Methods: a property is called through C, which costs more than all that these do.
+
     def number(self) -> int:
         """Its place among the units of this pass, by which progress is kept."""
-        return self.unit if self.turn is None else self.turn
+        return self.unit() if self.turn is None else self.turn
 
-    @property
     def unit(self) -> int:
         """The number under which the ledger settles this record, or this variant of it."""
         return self.seq if self.place is None else self.place
@@ -200,7 +200,6 @@ class Trail:
     held: int = 0
     kept: Any = None
 
-    @property
     def usage(self) -> Usage:
         """Tokens of every call of this record, failed ones included where they were told."""
         if len(self.attempts) == 1:
@@ -222,8 +221,8 @@ class Trail:
         return Note(
             "stage",
             {
-                "unit": record.unit,
-                "number": record.number,
+                "unit": record.unit(),
+                "number": record.number(),
                 "id": record.id,
                 "line": crc32(record.line),
                 "stage": stage,
@@ -276,7 +275,6 @@ class Done:
     trail: Trail
     at: float
 
-    @property
     def size(self) -> int:
         """Characters of text that it holds, near enough for a bound on memory."""
         return len(self.record.line) + len(self.reply.text) + self.trail.held
@@ -291,7 +289,6 @@ class Dead:
     trail: Trail
     at: float
 
-    @property
     def size(self) -> int:
         """Characters of text that it holds, near enough for a bound on memory."""
         return len(self.record.line) + len(self.error.raw or "")
@@ -301,12 +298,16 @@ class Dead:
 class Note:
     """A durable side fact that is no outcome, such as tokens spent by a record that a stop cut short.
 
-    `size` is the characters of text that it holds, near enough for a bound on memory.
+    `text` is how many characters of text it holds.
     """
 
     kind: str
     body: dict[str, Any]
-    size: int = 0
+    text: int = 0
+
+    def size(self) -> int:
+        """Characters of text that it holds, near enough for a bound on memory."""
+        return self.text
 
 
 Outcome = Done | Dead

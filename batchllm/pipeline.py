@@ -90,7 +90,7 @@ class Pipeline:
                 body = stage.render(record.data or {}, None)
                 if type(body) is not dict:
                     body = await _awaited(body)
-                request = Request(stage.model, body, self._keys % record.unit, stage.schema, stage.raw)
+                request = Request(stage.model, body, self._keys % record.unit(), stage.schema, stage.raw)
                 if stage.with_record:
                     request = replace(request, record=record.data)
                 reply = await stage.stack.complete(request, trail)
@@ -117,7 +117,7 @@ class Pipeline:
         reply: Reply | None = None
         stood_in = False
         answers = trail.answers = dict(record.answers or {})
-        for told in self._answered.pop(record.unit, ()):
+        for told in self._answered.pop(record.unit(), ()):
             trail.recall(told)
             reply = Reply("", told["value"], Usage(), told["finish"], told["model"])
             stood_in = stood_in or bool(told.get("fallback"))
@@ -162,9 +162,9 @@ class Pipeline:
     def _key(self, stage: Stage, number: int, record: Record) -> str:
         """The key of a record's ask in a stage; that of a step outlives the pass, as long as the record."""
         if stage.step:
-            place = f"{crc32(repr(record.id).encode()):08x}" if self._by_id else record.unit
+            place = f"{crc32(repr(record.id).encode()):08x}" if self._by_id else record.unit()
             return f"{self._run_id}-{place}-s{number}-{crc32(record.line):08x}"
-        return f"{self._keys % record.unit}-s{number}"
+        return f"{self._keys % record.unit()}-s{number}"
 
 
 async def _awaited(body: Body | Awaitable[Body]) -> Body:

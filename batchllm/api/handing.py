@@ -33,7 +33,7 @@ class Handing:
     def opened(self, chunk: list[Record | Dead]) -> None:
         """These records are on their way."""
         for item in chunk:
-            self._open[item.record.unit if isinstance(item, Dead) else item.unit] = None
+            self._open[item.record.unit() if isinstance(item, Dead) else item.unit()] = None
 
     async def room(self) -> None:
         """Wait until more records may be read."""
@@ -43,7 +43,7 @@ class Handing:
 
     def settled(self, outcome: Outcome) -> None:
         """Told by the ledger: an outcome is committed."""
-        unit = outcome.record.unit
+        unit = outcome.record.unit()
         if self._ordered:
             self._open[unit] = outcome
             self._move_those_in_turn()

@@ -62,7 +62,7 @@ def outcome_of(settled: model.Outcome) -> Outcome[Any, Any]:
         record=record.data,
         output=reply.value if reply is not None else None,
         error=settled.error if isinstance(settled, model.Dead) else None,
-        usage=trail.usage,
+        usage=trail.usage(),
         attempts=tuple(trail.attempts),
         reply=reply,
         exception=_exception(settled) if isinstance(settled, model.Dead) else None,

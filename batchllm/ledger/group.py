@@ -53,8 +53,8 @@ def _entry(
     kind: int, outcome: Outcome, line: bytes, meaning: bytes, generation: int, *, opens: bool
 ) -> bytes:
     record, trail = outcome.record, outcome.trail
-    attempts, usage = trail.attempts, trail.usage
-    unit = record.unit
+    attempts, usage = trail.attempts, trail.usage()
+    unit = record.unit()
     return seal(
         line,
         generation,

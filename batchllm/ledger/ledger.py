@@ -106,7 +106,7 @@ class Ledger:
 
     async def room(self, last: Record | Dead) -> None:
         """Wait until a unit may be read: no more than the window above the oldest unsettled one."""
-        number = last.record.number if isinstance(last, Dead) else last.number
+        number = last.record.number() if isinstance(last, Dead) else last.number()
         while not self._stop and (
             number >= self.settled.watermark + WINDOW
             or (self._reorder is not None and self._reorder.full(number))
@@ -158,13 +158,13 @@ class Ledger:
         wait = self._begun + LINGER - anyio.current_time()
         if wait > 0:
             await anyio.sleep(wait)
-        held = sum(item.size for item in group)
+        held = sum([item.size() for item in group])
         for _ in range(_TURNS):
             try:
                 while len(group) < GROUP and held < GROUP_BYTES:
                     more = stream.receive_nowait()
                     group += more
-                    held += sum(item.size for item in more)
+                    held += sum([item.size() for item in more])
                 break
             except anyio.WouldBlock:
                 await anyio.lowlevel.checkpoint()
@@ -274,7 +274,7 @@ class Ledger:
             for item in group:
                 if not isinstance(item, Note):
                     has_line = isinstance(item, Done) or self._shape.merge_failed
-                    self._reorder.put(item.record.number, next(coming) if has_line else b"")
+                    self._reorder.put(item.record.number(), next(coming) if has_line else b"")
             lines.output = self._reorder.take()
         return lines
 
@@ -287,7 +287,7 @@ class Ledger:
 
     def _count(self, group: list[Outcome | Note]) -> None:
         outcomes = [item for item in group if not isinstance(item, Note)]
-        numbers = [outcome.record.number for outcome in outcomes]
+        numbers = [outcome.record.number() for outcome in outcomes]
         self.settled.add_all(numbers)
         self.summary.add_all(outcomes)
         if self._noted:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import httpx
 
 from batchllm.errors import CallError, Disconnected, RouteGone, TimedOut
+from batchllm.fields import frozen
 from batchllm.transport import head
 from batchllm.transport.exchange import Failed, RawAnswer, Terms
 from batchllm.transport.pool import Pool
@@ -22,7 +22,8 @@ ORDERS = 64  # ways in which a server may order its headers that an endpoint rem
 PLAIN_HTTP2_HINT = "use its address with https:// and --http stock, or one that speaks http/1.1"
 
 
-class Answer(NamedTuple):
+@frozen
+class Answer:
     """A whole HTTP answer: header names in lower case, several values joined by ", ", the body decoded."""
 
     status: int

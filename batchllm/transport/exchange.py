@@ -40,7 +40,8 @@ class Phases:
     read: float = math.inf
 
 
-class Terms(NamedTuple):
+@frozen
+class Terms:
     """What an exchange is held to; those of an endpoint's requests are mostly the same ones.
 
     `timeout` is in seconds from the dial or the first byte sent to the last byte read; `phases`, where

@@ -133,7 +133,7 @@ class Pool:
     def _newest(self, now: float) -> Connection | None:
         while self._idle:
             connection, since = self._idle.popitem()
-            if connection.alive and now - since < self.bounds.idle:
+            if connection.alive() and now - since < self.bounds.idle:
                 return connection
             connection.abort()
         return None
@@ -144,7 +144,7 @@ class Pool:
         connection = await self._dialer.dial(self, seconds)
         if connection.http2:
             raise Failed("protocol", f"{self.peer} {HTTP2_ONLY}", http2=True)
-        if not connection.alive:
+        if not connection.alive():
             raise Failed("connect", f"{self.peer} closed the connection at once")
         if self._closed:
             connection.abort()

@@ -137,7 +137,6 @@ class Connection(asyncio.Protocol):
         """Its TLS object, None without TLS."""
         return self._transport.get_extra_info("ssl_object")
 
-    @property
     def alive(self) -> bool:
         """Whether a request may be sent on it."""
         return not self._transport.is_closing()

@@ -115,4 +115,4 @@ def test_the_attempts_of_one_record_add_up() -> None:
 
     anyio.run(main)
     assert len(trail.attempts) == 3
-    assert trail.usage == Usage(33, 22, 11)
+    assert trail.usage() == Usage(33, 22, 11)

@@ -237,7 +237,7 @@ class Engine:
         if self._pending and not self._crowded() and self._free() > 0:
             if self._idle:
                 self._wake()
-            elif self._workers < self._most + self._spare and self._tasks is not None:
+            elif self._workers - len(self._lingering) < self._most + self._spare and self._tasks is not None:
                 self._start(self._tasks)
 
     async def _work(self) -> None:

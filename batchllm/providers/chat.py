@@ -11,7 +11,6 @@ import codecs
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -140,12 +139,13 @@ def read_answer(
 
         raise under_ok(complaint, headers, status=status, proven=proven, now=now, secret=secret)
     read = _with_arguments(document) if tool else document
-    found = _completion(read, model, request_id(headers), _limits(headers, now))
+    raw = document if whole else None
+    found = _completion(read, model, request_id(headers), _limits(headers, now), raw)
     if isinstance(found, str):
         from batchllm.providers.misread import blocked, no_completion
 
         raise blocked(status, document, secret) or no_completion(status, headers, found, secret)
-    return found if read is document else replace(found, raw=document)
+    return found
 
 
 def at_a_glance(
@@ -158,11 +158,7 @@ def at_a_glance(
         document = orjson.loads(content)
         choice = document["choices"][0]
         message = choice["message"]
-        text, named, usage = message["content"], document["model"], document["usage"]
-        sent, made = usage["prompt_tokens"], usage["completion_tokens"]
-        details = usage.get("prompt_tokens_details")
-        cached = details["cached_tokens"] if details else 0
-        identity = document["id"]
+        text, named, identity = message["content"], document["model"], document.get("id")
         if (
             type(text) is not str
             or not text
@@ -184,11 +180,8 @@ def at_a_glance(
         limits = _limits(headers, now)
     if type(identity) is not str:
         return None
-    if type(sent) is type(made) is type(cached) is int and not (sent | made | cached) >> _MOST_BITS:
-        used = Usage(sent, made, cached)  # none of them is negative or too large
-    else:
-        used = _usage(usage)
-    return Reply(text, text, used, "stop", named, identity, document if whole else None, limits)
+    usage = _usage(document.get("usage"))
+    return Reply(text, text, usage, "stop", named, identity, document if whole else None, limits)
 
 
 def _complaint(document: Any) -> Any:
@@ -221,7 +214,7 @@ def _with_arguments(document: Any) -> Any:
 
 
 def _completion(
-    document: Any, model: str, from_header: str | None, limits: tuple[Standing, ...]
+    document: Any, model: str, from_header: str | None, limits: tuple[Standing, ...], raw: Any
 ) -> Reply | str:
     """The Reply in a chat completion, or what the body is instead."""
     choices = document.get("choices") if isinstance(document, dict) else None
@@ -248,7 +241,7 @@ def _completion(
         finish=finish,
         model=named if isinstance(named, str) and named else model,
         request_id=identity if isinstance(identity, str) else None,
-        raw=document,
+        raw=raw,
         limits=limits,
     )
 
@@ -296,6 +289,8 @@ def _usage(usage: Any) -> Usage:
     sent, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    if type(sent) is type(made) is type(cached) is int and not (sent | made | cached) >> _MOST_BITS:
+        return Usage(sent, made, cached)  # none of them is negative or too large
     return Usage(_count(sent), _count(made), _count(cached))
 
 

@@ -287,6 +287,30 @@ def test_no_further_workers_start_while_those_that_there_are_wait_for_a_slow_out
     assert len(house.work.workers) == house.work.most == 600
 
 
+def test_who_waits_without_a_slot_is_stood_in_for_while_others_linger() -> None:
+    async def main() -> float:
+        async def body(record: Record) -> Outcome:
+            await anyio.sleep(0.1)
+            work.running -= 1  # its slot
+            if record.seq < 30:
+                with house.engine.lingering():
+                    await anyio.sleep(50.0)
+            else:
+                house.engine.instead()
+                await anyio.sleep(5.0)
+            work.running += 1
+            return done(record.seq)
+
+        work = Work(body)
+        house = House(work, workers=workers_for(2), slots=2)
+        await house.run([[record(seq) for seq in range(60)]])
+        assert sorted(house.seqs) == list(range(60))
+        return anyio.current_time()
+
+    # 20 workers beside those that linger, which are given up when nothing else is left
+    assert virtual.run(main) == pytest.approx(30 * 0.1 / 2 + 2 * 5.0, abs=1.0)
+
+
 def test_notes_go_out_with_the_outcomes() -> None:
     async def main() -> House:
         house = House(Work(after(0.1)))

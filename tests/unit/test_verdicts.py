@@ -299,6 +299,14 @@ def test_a_huge_error_body_is_judged_by_its_beginning_and_shown_short() -> None:
         assert len(error.message) <= 300
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_reply_holds_the_body_only_where_it_is_wanted(whole: bool) -> None:
+    document = {"choices": [{"message": {"content": "yes"}, "finish_reason": "length"}], "model": "m"}
+    body = json.dumps(document).encode()
+    reply = read_answer(200, {}, body, model="m", now=NOW, whole=whole)
+    assert reply.raw == (document if whole else None)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['provider']}: {case['name']}")
 def test_a_glance_sees_what_the_closer_look_sees_or_nothing(case: dict[str, Any]) -> None:
     headers, body = case["headers"], case["body"].encode()

@@ -69,13 +69,13 @@ class Engine:
         self._pending: deque[Record] = deque()
         self._pending_bytes = 0
         self._idle: list[anyio.Event] = []
-        self._called = 0
+        self._called = 0  # workers that are about to look for a record
         self._workers = 0
         self._running = 0
         self._running_bytes = 0
         self._fed = False
         self._hungry = anyio.Event()
-        self._sated = False
+        self._sated = False  # the feeder waits until the workers are hungry
         self._out: list[Outcome | Note] = []
         self._out_bytes = 0
         self._settled = anyio.Event()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 HEADERS = ("x-request-id", "request-id", "apim-request-id")
+"""Where services put it: OpenAI and most, Anthropic, Azure; the first that is there counts."""
 
 
 def request_id(headers: Mapping[str, str], document: Any = None) -> str | None:

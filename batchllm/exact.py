@@ -11,14 +11,15 @@ from typing import Any
 
 import orjson
 
-# Finding digits so is several times faster than with a pattern.
+# Finding digits so is several times faster than with a pattern, and `find` than `in`, which first tries
+# whether bytes are a number and words an error that they aren't.
 _DIGITS_TO_0 = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * 16
 
 
 def holds_long_number(text: bytes) -> bool:
     """Whether JSON may hold an integer beyond 64 bits, of which orjson makes a float."""
-    return _LONG_NUMBER in text.translate(_DIGITS_TO_0)
+    return text.translate(_DIGITS_TO_0).find(_LONG_NUMBER) >= 0
 
 
 def loads(text: bytes | str) -> Any:

@@ -117,7 +117,9 @@ class OpenAI:
             timeout=timeout,
         )
         status, headers, content = answer.status, answer.headers, answer.content
-        if self._masked and (self._masked_bytes in content or self._masked in "\n".join(headers.values())):
+        if self._masked and (
+            content.find(self._masked_bytes) >= 0 or self._masked in "\n".join(headers.values())
+        ):
             headers, content = self._without_key(headers, content)
         reply = chat.at_a_glance(status, headers, content, spec.whole, time.time())
         if reply is None:

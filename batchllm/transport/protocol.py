@@ -282,7 +282,8 @@ class Connection(asyncio.Protocol):
         else:  # closing, or answered before the whole request was sent
             self._transport.abort()
         if not future.done():
-            future.set_result(RawAnswer(self._status, head, content))
+            # what the class does itself, but for a call of Python
+            future.set_result(tuple.__new__(RawAnswer, (self._status, head, content)))
 
     def _fail(self, kind: FailureKind, message: str) -> None:
         future, self.waiting = self.waiting, None

@@ -7,33 +7,30 @@ them. Memory stays flat: entries are sorted in runs of a bounded size, and the r
 from __future__ import annotations
 
 import errno
-import heapq
 import os
 import shutil
 import struct
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import compress
+from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from batchllm.ledger.folder import writing
 from batchllm.ledger.index import SINK_OF, SIZE, units
-from batchllm.ledger.recovery import verified_lines
+from batchllm.ledger.sorting import Sorter
 from batchllm.ledger.swap import Copies
+from batchllm.ledger.verifying import STRETCH, pieces, stretches
 
 if TYPE_CHECKING:
     from batchllm.ledger.journal import Journal, SinkFile
 
-RUN = 1 << 13
-"""Entries that are sorted in memory at once; while runs are merged, as many are read ahead in all."""
-
 _ROW = struct.Struct(">QBQI")
-_ROW_SIZE = _ROW.size + SIZE
+_WHOLE = struct.Struct(f"{_ROW.format}{SIZE}s")
+_ROW_SIZE = _WHOLE.size
 _BLOCK = 4096 * SIZE
-_CHECK_EVERY = 256
-"""Lines that are copied together, between two looks whether to go on."""
 _NEAR = 2 << 20
 """Bytes in which such lines may lie to be read at once: they come out of order by what is in flight."""
 
@@ -66,29 +63,36 @@ def order(journal: Journal, check: Callable[[], None] = lambda: None) -> None:
             Copies(journal, [*names, "index"]) as copies,
             tempfile.TemporaryFile(dir=journal.folder.path, suffix=".tmp") as spool,
         ):
-            rows = _merged(spool, _runs(journal, spool, check))
-            while some := list(islice(rows, _CHECK_EVERY)):
+            sorter = Sorter(spool, _ROW_SIZE)
+            for stretch in stretches(journal):
                 check()
-                places: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
-                for row in some:
-                    _, kind, start, length = _ROW.unpack_from(row)
-                    places[SINK_OF[kind]].append((start, length))
-                for name, wanted in places.items():
-                    copies.write(name, _joined(journal.sinks[name], wanted))
-                copies.write("index", b"".join([row[_ROW.size :] for row in some]))
+                says = map(_ROW.pack, stretch.units, stretch.kinds, stretch.places, stretch.lengths)
+                sorter.add(list(map(add, says, stretch.packed)))
+            for rows in sorter.merged():
+                check()
+                _, kinds, places, lengths, packed = zip(*_WHOLE.iter_unpack(b"".join(rows)), strict=True)
+                for name in names:
+                    mine = [SINK_OF[kind] == name for kind in kinds]
+                    for piece in _read(
+                        journal.sinks[name], [*compress(places, mine)], [*compress(lengths, mine)]
+                    ):
+                        copies.write(name, piece)
+                copies.write("index", b"".join(packed))
             copies.commit()
 
 
-def _joined(file: SinkFile, places: list[tuple[int, int]]) -> bytes:
-    """The pieces of a file at these places, beginning and length, one behind the other."""
-    if not places:
-        return b""
-    first = min(places)[0]
-    size = max([start + length for start, length in places]) - first
-    if size > _NEAR:
-        return b"".join([file.read(start, length) for start, length in places])
-    block = file.read(first, size)
-    return b"".join([block[start - first : start - first + length] for start, length in places])
+def _read(file: SinkFile, places: list[int], lengths: list[int]) -> Iterator[bytes]:
+    """The lines of a file at these places, one behind the other, many at a time."""
+    for start, stop in pieces(lengths, STRETCH):
+        froms, sizes = places[start:stop], lengths[start:stop]
+        first = min(froms)
+        span = max(map(add, froms, sizes)) - first
+        if span > _NEAR:
+            yield b"".join(map(file.read, froms, sizes))
+        else:
+            block = file.read(first, span)
+            froms = [place - first for place in froms]
+            yield b"".join([block[start : start + size] for start, size in zip(froms, sizes, strict=True)])
 
 
 def _check_room(journal: Journal, names: list[str]) -> None:
@@ -103,39 +107,3 @@ def _check_room(journal: Journal, names: list[str]) -> None:
         by_disk[disk] += size
         if shutil.disk_usage(folder).free < by_disk[disk]:
             raise OSError(errno.ENOSPC, "no space left for the output in input order", str(folder))
-
-
-def _runs(journal: Journal, spool: BinaryIO, check: Callable[[], None]) -> list[tuple[int, int]]:
-    """Sort the entries in runs into `spool`, each row with where its line is; the runs' bounds in bytes."""
-    rows: list[bytes] = []
-    bounds: list[tuple[int, int]] = []
-
-    def flush() -> None:
-        rows.sort()
-        start = spool.tell()
-        spool.write(b"".join(rows))
-        bounds.append((start, spool.tell()))
-        rows.clear()
-
-    entries = verified_lines(journal)
-    while some := list(islice(entries, _CHECK_EVERY)):
-        check()
-        rows += [_ROW.pack(unit, kind, at, len(line)) + packed for unit, kind, packed, at, line in some]
-        if len(rows) >= RUN:
-            flush()
-    flush()
-    spool.flush()
-    return bounds
-
-
-def _merged(spool: BinaryIO, bounds: list[tuple[int, int]]) -> Iterator[bytes]:
-    ahead = max(8, RUN // len(bounds)) * _ROW_SIZE
-    return heapq.merge(*(_rows(spool.fileno(), start, end, ahead) for start, end in bounds))
-
-
-def _rows(handle: int, at: int, end: int, ahead: int) -> Iterator[bytes]:
-    while at < end:
-        block = os.pread(handle, min(ahead, end - at), at)
-        for start in range(0, len(block), _ROW_SIZE):
-            yield block[start : start + _ROW_SIZE]
-        at += len(block)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from batchllm.fields import frozen
 from batchllm.ledger.folder import writing
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, Entry, pack
-from batchllm.ledger.recovery import verified
 from batchllm.ledger.swap import Copies
+from batchllm.ledger.verifying import verified
 from batchllm.model import Position
 from batchllm.summary import Summary
 

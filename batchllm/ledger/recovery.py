@@ -11,25 +11,22 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 import orjson
 
-from batchllm.errors import ConfigError
 from batchllm.fields import mutable
 from batchllm.ledger.folder import boot_id, writing
-from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, SIZE, Entry, agrees, of_lines, pack, unpack
+from batchllm.ledger.index import DEAD, FAILED, OUTPUT, SINK_OF, SIZE, Entry, agrees, pack, unpack
 from batchllm.ledger.settled import Settled
 from batchllm.ledger.swap import commit
+from batchllm.ledger.verifying import changed, verified
 from batchllm.model import Dead, Done, Failure, Outcome, Record, Reply, Trail, Usage, told_attempts
 from batchllm.summary import Summary
 
 if TYPE_CHECKING:
-    from batchllm.ledger.journal import Journal, SinkFile
+    from batchllm.ledger.journal import Journal
 
 _BLOCK = 4096 * SIZE
-_AHEAD = 1 << 16
-"""Bytes of a sink that are read at once where its lines are read one after the other."""
 FailedLine = Callable[[bytes], bytes]
 
 
@@ -79,67 +76,6 @@ def recover(journal: Journal, document: dict[str, Any], failed_line: FailedLine 
     if boot is not None and (journal.folder.read("session") or {}).get("boot") != boot:
         journal.folder.write("session", {"boot": boot})
     return new
-
-
-def changed(path: str, what: str) -> ConfigError:
-    """The refusal of files that are not as the run wrote them."""
-    return ConfigError(
-        f"{path} was changed since the run wrote it: {what}",
-        "put the file back as it was, or start over with --fresh (the old files are kept aside)",
-    )
-
-
-def verified(journal: Journal, end: int | None = None) -> Iterator[tuple[Entry, bytes, int, bytes]]:
-    """Each entry of the index up to byte `end`, with its bytes, its line's place and its line, all checked.
-
-    Raises ConfigError at the first that doesn't agree.
-    """
-    for _, _, packed, place, line in verified_lines(journal, end):
-        yield next(unpack(packed)), packed, place, line
-
-
-def verified_lines(journal: Journal, end: int | None = None) -> Iterator[tuple[int, int, bytes, int, bytes]]:
-    """The same in a third of the time, with unit and kind in place of the entry."""
-    along = {name: Along(sink) for name, sink in journal.sinks.items()}
-    generation, at = journal.generation, 0
-    end = journal.index.length if end is None else end
-    while at < end and (block := journal.index.read(at, min(_BLOCK, end - at))):
-        starts = range(0, len(block), SIZE)
-        for start, (unit, kind, length, crc) in zip(starts, of_lines(block), strict=False):
-            packed = block[start : start + SIZE]
-            name = SINK_OF.get(kind)
-            if name is None or not length:
-                raise changed(journal.index.path, f"the entry at byte {at + start} belongs to no line")
-            place = along[name].at
-            line = along[name].take(length)
-            if crc32(line, crc32(packed[:-4], generation)) != crc:
-                # Entries of earlier generations stand beside those of this one.
-                older = (g for g in range(journal.generation, -1, -1) if agrees(packed, line, g))
-                generation = next(older, -1)
-                if generation < 0:
-                    what = f"the line at byte {place} is not the one that the index tells of"
-                    raise changed(journal.sinks[name].path, what)
-            yield unit, kind, packed, place, line
-        at += len(block)
-
-
-class Along:
-    """Reads a file from its beginning on, piece by piece; `at` is where the next one starts."""
-
-    def __init__(self, file: SinkFile) -> None:
-        self.at = 0
-        self._file = file
-        self._block, self._used = b"", 0
-
-    def take(self, size: int) -> bytes:
-        """The next so many bytes, fewer at the end."""
-        used = self._used
-        if used + size > len(self._block):
-            self._block = self._file.read(self.at, max(size, _AHEAD))
-            used = 0
-        self._used = used + size
-        self.at += size
-        return self._block[used : used + size]
 
 
 def _machine_was_restarted(journal: Journal) -> bool:

@@ -24,7 +24,7 @@ from batchllm.ledger import Journal, passes, read_notes, restore
 from batchllm.ledger.folder import writing
 from batchllm.ledger.group import digest_of
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, Entry
-from batchllm.ledger.recovery import verified
+from batchllm.ledger.verifying import verified
 from batchllm.lines import dead_line, renumbered
 from batchllm.model import Dead, Failure, Record, Trail
 from batchllm.sources import JsonlSource

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchllm.errors import ConfigError, InUse, Stopped
-from batchllm.ledger import RunFolder, Settled, move_aside, ordering, restore
-from batchllm.ledger.index import SIZE
-from batchllm.ledger.ordering import RUN, order
+from batchllm.ledger import RunFolder, Settled, move_aside, ordering, restore, sorting, verifying
+from batchllm.ledger.index import SIZE, agrees, pack, unpack
+from batchllm.ledger.ordering import order
 from batchllm.ledger.settled import WINDOW
+from batchllm.ledger.sorting import RUN, Sorter
 from batchllm.lines import Shape
 from batchllm.model import Done, Note, Outcome, Trail, Usage
 from tests.ledgers import Files
@@ -120,30 +122,107 @@ def test_the_finished_output_is_in_input_order(tmp_path: Path) -> None:
     assert state.settled.watermark == 10
 
 
-def test_the_pass_into_order_can_be_ended_at_any_look_and_changes_nothing_then(tmp_path: Path) -> None:
+def test_the_pass_into_order_can_be_ended_at_any_look_and_changes_nothing_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "STRETCH", 100_000)
     files = Files(tmp_path)
     files.session([[outcome(i, i % 4 == 0) for i in range(3000, 0, -1)]])
     before = (files.output.read_bytes(), files.dead.read_bytes())
-    for looks in range(6):
-        left = [looks]
+    left, looks = 0, 0
 
-        def check(left: list[int] = left) -> None:
-            if not left[0]:
-                raise Stopped
-            left[0] -= 1
+    def check() -> None:
+        nonlocal left
+        if not left:
+            raise Stopped
+        left -= 1
 
+    while True:
         journal, _ = files.open()
-        with pytest.raises(Stopped):
+        left = looks
+        try:
             order(journal, check)
-        journal.close()
+            break
+        except Stopped:
+            looks += 1
+        finally:
+            journal.close()
         assert (files.output.read_bytes(), files.dead.read_bytes()) == before
         assert sorted(path.name for path in tmp_path.iterdir()) == [
             "dead.jsonl",
             "out.jsonl",
             "out.jsonl.run",
         ]
-    files.session([], complete=True, ordered=True)
+    assert looks > 6
     assert files.seqs() == [i for i in range(3001) if i % 4] + list(range(4, 3001, 4))
+
+
+def test_lines_are_verified_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece may hold one line or all of them, of one sink or of several."""
+    files = Files(tmp_path)
+    files.session([[outcome(i, i % 4 == 0) for i in range(60, 0, -1)]])
+    journal, _ = files.open()
+    seen = []
+    for size in (0, 1, 400, 1000, 1 << 20):
+        monkeypatch.setattr(verifying, "STRETCH", size)
+        seen.append([(entry._replace(cost=0.0), *rest) for entry, *rest in verifying.verified(journal)])
+    journal.close()
+    assert [entry.unit for entry, *_ in seen[0]] == list(range(60, 0, -1))
+    for entry, packed, place, line in seen[0]:
+        file = files.dead if entry.unit % 4 == 0 else files.output
+        assert file.read_bytes()[place : place + entry.length] == line
+        assert agrees(packed, line, journal.generation)
+    assert all(found == seen[0] for found in seen)  # but for the cost, whose NaN equals none
+
+
+def test_lines_of_several_generations_are_verified(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[done(i) for i in range(20)]])
+    path = files.run / "index"
+    entries = list(unpack(path.read_bytes()))
+    lines = files.output.read_bytes().splitlines(keepends=True)
+    older = [(7 * i) % 3 for i in range(20)]
+    path.write_bytes(b"".join(pack(e, line, g) for e, line, g in zip(entries, lines, older, strict=True)))
+    journal, _ = files.open()
+    journal.generation = 2
+    assert [line for _, _, _, line in verifying.verified(journal)] == lines
+    journal.generation = 1
+    with pytest.raises(ConfigError, match="the line at byte"):
+        list(verifying.verified(journal))
+    journal.close()
+
+
+def test_a_changed_line_is_found_wherever_it_is(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.session([[outcome(i, i % 3 == 0) for i in range(12)]])
+    journal, _ = files.open()
+    found = list(verifying.verified(journal))
+    journal.close()
+    for entry, _, place, line in found:
+        file = files.dead if entry.unit % 3 == 0 else files.output
+        before = file.read_bytes()
+        changed = bytearray(before)
+        changed[place + len(line) // 2] ^= 1
+        file.write_bytes(changed)
+        journal, _ = files.open()
+        with pytest.raises(ConfigError, match=rf"{file.name}.*the line at byte {place} is not"):
+            list(verifying.verified(journal))
+        journal.close()
+        file.write_bytes(before)
+
+
+@given(st.lists(st.lists(st.integers(0, 60), max_size=9), max_size=12), st.integers(1, 9))
+def test_rows_are_sorted_however_they_come(parts: list[list[int]], run: int) -> None:
+    rows = [[number.to_bytes(2, "big") for number in part] for part in parts]
+    with tempfile.TemporaryFile() as spool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting, "RUN", run)
+        patch.setattr(sorting, "_FEWEST", 1)
+        sorter = Sorter(spool, 2)
+        for part in rows:
+            sorter.add(part)
+        merged = list(sorter.merged())
+    assert [row for some in merged for row in some] == sorted(row for part in rows for row in part)
+    assert all(merged)
 
 
 @pytest.mark.parametrize("near", [0, 2 << 20])

@@ -46,8 +46,8 @@ class Shape:
     expect: Expectation | None = None
 
 
-def output_line(done: Done, shape: Shape) -> bytes:
-    """The line of a success, with its newline."""
+def output_line(done: Done, shape: Shape, usage: Usage | None = None) -> bytes:
+    """The line of a success, with its newline; `usage` is what its calls used, where that is known."""
     if shape.emit == "merged":
         return _merged(done.record, [*_answer_fields(done).items(), *_run_fields(done).items()]) + b"\n"
     if shape.emit == "openai-batch":
@@ -59,7 +59,7 @@ def output_line(done: Done, shape: Shape) -> bytes:
         "seq": record.seq,
         "output": reply.value,
         "model": reply.model,
-        "usage": _usage(trail.usage()),
+        "usage": _usage(trail.usage() if usage is None else usage),
         "cost_usd": None,
         "attempts": len(attempts),
         "latency_s": _tenths(attempts[-1].seconds) if attempts else None,

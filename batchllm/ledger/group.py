@@ -10,9 +10,20 @@ from dataclasses import field
 from hashlib import blake2b
 
 from batchllm.fields import mutable
-from batchllm.ledger.index import DEAD, FAILED, NOTE, OUTPUT, Entry, pack, seal
+from batchllm.ledger.index import (
+    DEAD,
+    FAILED,
+    FIELDS,
+    MOST_CALLS,
+    MOST_TOKENS,
+    NOTE,
+    OUTPUT,
+    Entry,
+    pack,
+    seal,
+)
 from batchllm.lines import Shape, dead_line, dumps, failed_line, output_line
-from batchllm.model import Done, Note, Outcome
+from batchllm.model import Done, Note, Outcome, Usage
 
 
 @mutable
@@ -29,50 +40,64 @@ def lines_of(group: list[Outcome | Note], shape: Shape, meaning: bytes, generati
     """Entries and lines for a group; `meaning` is a digest of what is asked of each record."""
     lines = GroupLines()
     entries = lines.entries
+    asked = digest_of_meaning(meaning)
     for item in group:
         if isinstance(item, Done):
-            line = output_line(item, shape)
+            usage = item.trail.usage()
+            line = output_line(item, shape, usage)
             lines.output.append(line)
-            entries.append(_entry(OUTPUT, item, line, meaning, generation, opens=not entries))
+            fields = _fields(OUTPUT, item, usage, len(line), asked, opens=not entries)
         elif isinstance(item, Note):
             line = dumps({"kind": item.kind} | item.body) + b"\n"
             lines.notes.append(line)
             entries.append(pack(Entry(0, 0, 0, NOTE, int(not entries)), line, generation))
+            continue
         else:
+            usage = item.trail.usage()
             if shape.merge_failed:
                 line = failed_line(item, shape)
                 lines.output.append(line)
-                entries.append(_entry(FAILED, item, line, meaning, generation, opens=not entries))
+                fields = _fields(FAILED, item, usage, len(line), asked, opens=not entries)
+                entries.append(seal(fields, line, generation))
             line = dead_line(item)
             lines.dead.append(line)
-            entries.append(_entry(DEAD, item, line, meaning, generation, opens=not entries))
+            fields = _fields(DEAD, item, usage, len(line), asked, opens=not entries)
+        entries.append(seal(fields, line, generation))
     return lines
 
 
-def _entry(
-    kind: int, outcome: Outcome, line: bytes, meaning: bytes, generation: int, *, opens: bool
-) -> bytes:
-    record, trail = outcome.record, outcome.trail
-    attempts, usage = trail.attempts, trail.usage()
-    unit = record.unit()
-    return seal(
-        line,
-        generation,
+def _fields(kind: int, outcome: Outcome, usage: Usage, length: int, asked: blake2b, *, opens: bool) -> bytes:
+    """The fields of the entry for an outcome's line."""
+    record, attempts = outcome.record, outcome.trail.attempts
+    unit, calls = record.unit(), len(attempts)
+    sent, made, cached = usage.input_tokens, usage.output_tokens, usage.cached_tokens
+    if calls > MOST_CALLS or (sent | made | cached) > MOST_TOKENS:
+        calls = min(calls, MOST_CALLS)
+        sent, made, cached = (min(tokens, MOST_TOKENS) for tokens in (sent, made, cached))
+    return FIELDS.pack(
         unit,
         unit if record.turn is None else record.turn,
-        digest_of(record.line, meaning),
+        digest_of(record.line, asked),
         kind,
-        int(opens),
-        len(attempts),
+        opens,
+        calls,
+        length,
         outcome.at,
         attempts[-1].seconds if attempts else 0.0,
-        usage.input_tokens,
-        usage.output_tokens,
-        usage.cached_tokens,
+        sent,
+        made,
+        cached,
         math.nan,
     )
 
 
-def digest_of(line: bytes, meaning: bytes) -> int:
-    """64 bits over a record's bytes and what was asked of it; `meaning` is of one length throughout a run."""
-    return int.from_bytes(blake2b(meaning + line, digest_size=8).digest(), "little")
+def digest_of_meaning(meaning: bytes) -> blake2b:
+    """What `digest_of` goes on from; `meaning` is of one length throughout a run."""
+    return blake2b(meaning, digest_size=8)
+
+
+def digest_of(line: bytes, asked: blake2b) -> int:
+    """64 bits over a record's bytes and what was asked of it."""
+    digest = asked.copy()
+    digest.update(line)
+    return int.from_bytes(digest.digest(), "little")

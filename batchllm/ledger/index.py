@@ -16,9 +16,12 @@ OUTPUT, DEAD, FAILED, NOTE = 1, 2, 3, 4
 SINK_OF = {OUTPUT: "output", FAILED: "output", DEAD: "dead", NOTE: "notes"}
 """The sink that holds the lines of a kind."""
 
-_FIELDS = struct.Struct("<QQQBBHIddIIId")
+FIELDS = struct.Struct("<QQQBBHIddIIId")
+"""The fields of an Entry in their order, but for its checksum."""
+MOST_CALLS, MOST_TOKENS = 0xFFFF, 0xFFFFFFFF
+"""What there is room for."""
 _CRC = struct.Struct("<I")
-SIZE = _FIELDS.size + _CRC.size
+SIZE = FIELDS.size + _CRC.size
 """Bytes of an entry."""
 _UNIT_AND_KIND = struct.Struct(f"<Q16xB{SIZE - 25}x")
 _OF_LINE = struct.Struct("<Q16xB3xI36xI")
@@ -50,42 +53,19 @@ class Entry(NamedTuple):
 
 def pack(entry: Entry, line: bytes, generation: int) -> bytes:
     """The entry's bytes for this line."""
-    unit, number, digest, kind, opens, calls, _, at, latency, sent, made, cached, cost, _ = entry
-    return seal(
-        line, generation, unit, number, digest, kind, opens, calls, at, latency, sent, made, cached, cost
-    )
+    *says, _ = entry._replace(length=len(line))
+    return seal(FIELDS.pack(*says), line, generation)
 
 
-def seal(
-    line: bytes,
-    generation: int,
-    unit: int,
-    number: int,
-    digest: int,
-    kind: int,
-    opens: int,
-    calls: int,
-    at: float,
-    latency: float,
-    sent: int,
-    made: int,
-    cached: int,
-    cost: float,
-) -> bytes:
-    """The same without an Entry: its fields one by one, `sent`, `made` and `cached` being tokens."""
-    if calls > 0xFFFF or (sent | made | cached) > 0xFFFFFFFF:
-        calls = min(calls, 0xFFFF)
-        sent, made, cached = (min(tokens, 0xFFFFFFFF) for tokens in (sent, made, cached))
-    fields = _FIELDS.pack(
-        unit, number, digest, kind, opens, calls, len(line), at, latency, sent, made, cached, cost
-    )
+def seal(fields: bytes, line: bytes, generation: int) -> bytes:
+    """The bytes of an entry with these fields, which belongs to this line."""
     return fields + _CRC.pack(crc32(line, crc32(fields, generation)))
 
 
 def unpack(block: bytes) -> Iterator[Entry]:
     """The whole entries of a block of an index, unchecked."""
     for at in range(0, len(block) - SIZE + 1, SIZE):
-        yield Entry(*_FIELDS.unpack_from(block, at), *_CRC.unpack_from(block, at + _FIELDS.size))
+        yield Entry(*FIELDS.unpack_from(block, at), *_CRC.unpack_from(block, at + FIELDS.size))
 
 
 def units(block: bytes) -> Iterator[tuple[int, int]]:
@@ -100,5 +80,5 @@ def of_lines(block: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 def agrees(packed: bytes, line: bytes, generation: int) -> bool:
     """Whether an entry's bytes and a line belong together."""
-    (expected,) = _CRC.unpack_from(packed, _FIELDS.size)
-    return bool(crc32(line, crc32(packed[: _FIELDS.size], generation)) == expected)
+    (expected,) = _CRC.unpack_from(packed, FIELDS.size)
+    return bool(crc32(line, crc32(packed[: FIELDS.size], generation)) == expected)

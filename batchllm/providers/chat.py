@@ -68,7 +68,7 @@ _TELLING = frozenset(
     }
 )
 """Headers of which one is there where an answer tells how the account's limits stand."""
-_NOTED = _TELLING.union(HEADERS)
+NOTED = _TELLING.union(HEADERS)
 """Headers that an answer is read for; servers of one's own mostly send none of them."""
 
 
@@ -148,10 +148,11 @@ def read_answer(
     return found
 
 
-def at_a_glance(
-    status: int, headers: Mapping[str, str], content: bytes, whole: bool, now: float
-) -> Reply | None:
-    """The Reply in an answer of the usual form, at a third of the cost; None asks for a closer look."""
+def at_a_glance(status: int, content: bytes, whole: bool) -> Reply | None:
+    """The Reply in an answer of the usual form, at a third of the cost; None asks for a closer look.
+
+    Where any of the headers in NOTED is there, `note` is to be told of them.
+    """
     if status != 200:
         return None
     try:
@@ -170,18 +171,19 @@ def at_a_glance(
             or "error" in choice
             or message.get("tool_calls")
             or message.get("refusal")
+            or type(identity) is not str
         ):
             return None
     except (KeyError, IndexError, TypeError, AttributeError, orjson.JSONDecodeError):
         return None
-    limits: tuple[Standing, ...] = ()
-    if not _NOTED.isdisjoint(headers):
-        identity = request_id(headers) or identity
-        limits = _limits(headers, now)
-    if type(identity) is not str:
-        return None
     usage = _usage(document.get("usage"))
-    return Reply(text, text, usage, "stop", named, identity, document if whole else None, limits)
+    return Reply(text, text, usage, "stop", named, identity, document if whole else None)
+
+
+def note(reply: Reply, headers: Mapping[str, str], now: float) -> None:
+    """Put into a Reply what an answer's headers tell: the request's id, and how the limits stand."""
+    reply.request_id = request_id(headers) or reply.request_id
+    reply.limits = _limits(headers, now)
 
 
 def _complaint(document: Any) -> Any:

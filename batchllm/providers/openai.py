@@ -7,7 +7,7 @@ judges an answer's content: layers do, through which `pipeline` calls it; `wire`
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -36,6 +36,18 @@ class Answer(Protocol):
     def headers(self) -> Mapping[str, str]: ...
     @property
     def content(self) -> bytes: ...
+    @property
+    def names(self) -> Collection[str]:
+        """The headers' names."""
+        ...
+
+    def holds(self, text: bytes) -> bool:
+        """Whether the body or a header has this in it."""
+        ...
+
+    def without(self, text: bytes) -> Answer:
+        """The same with *** in its place."""
+        ...
 
 
 class Endpoint(Protocol):
@@ -97,8 +109,7 @@ class OpenAI:
         self._spec = spec
         self._secret = (spec.key or "").strip() or None
         secret = self._secret or ""
-        self._masked = secret if len(secret) >= SHORTEST_KEY else ""
-        self._masked_bytes = self._masked.encode()
+        self._masked = secret.encode() if len(secret) >= SHORTEST_KEY else b""
         self._shaping = Shaping(spec.schema_mode, encoded=True)
         self._doubt: object | None = None
         self.proven = False
@@ -116,18 +127,15 @@ class OpenAI:
             headers={"idempotency-key": request.key},
             timeout=timeout,
         )
-        status, headers, content = answer.status, answer.headers, answer.content
-        if self._masked and (
-            content.find(self._masked_bytes) >= 0 or self._masked in "\n".join(headers.values())
-        ):
-            headers, content = self._without_key(headers, content)
-        reply = chat.at_a_glance(status, headers, content, spec.whole, time.time())
+        if self._masked and answer.holds(self._masked):
+            answer = answer.without(self._masked)  # a server echoes it: neither file nor log may hold it
+        reply = chat.at_a_glance(answer.status, answer.content, spec.whole)
         if reply is None:
             try:
                 reply = chat.read_answer(
-                    status,
-                    headers,
-                    content,
+                    answer.status,
+                    answer.headers,
+                    answer.content,
                     model=str(request.body.get("model") or spec.model),
                     now=time.time(),
                     proven=self.proven and (doubt is None or doubt is not self._doubt),
@@ -136,9 +144,11 @@ class OpenAI:
                     tool=way is not None and way.tool,
                 )
             except (Refused, RouteGone) as error:
-                if ladder and way and ladder.refused(way, error, status, request.key):
-                    raise in_doubt(error, status) from None
-                raise self._whose(error, request, status) from None
+                if ladder and way and ladder.refused(way, error, answer.status, request.key):
+                    raise in_doubt(error, answer.status) from None
+                raise self._whose(error, request, answer.status) from None
+        elif not chat.NOTED.isdisjoint(answer.names):
+            chat.note(reply, answer.headers, time.time())
         self.proven = True
         if way is not None and ladder is not None:
             if not ladder.settled or ladder.doubtful:
@@ -163,8 +173,3 @@ class OpenAI:
             self._doubt = object()
             return error
         return in_doubt(error, status)
-
-    def _without_key(self, headers: Mapping[str, str], content: bytes) -> tuple[Mapping[str, str], bytes]:
-        """Both with the key masked, which a server echoes: neither file nor log may hold it."""
-        named = {name: value.replace(self._masked, "***") for name, value in headers.items()}
-        return named, content.replace(self._masked_bytes, b"***")

@@ -7,12 +7,11 @@ never sends twice. Providers post through it; `stock` has the same interface ove
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import httpx
 
 from batchllm.errors import CallError, Disconnected, RouteGone, TimedOut
-from batchllm.fields import frozen
 from batchllm.transport import head
 from batchllm.transport.exchange import Failed, RawAnswer, Terms
 from batchllm.transport.pool import Pool
@@ -22,13 +21,46 @@ ORDERS = 64  # ways in which a server may order its headers that an endpoint rem
 PLAIN_HTTP2_HINT = "use its address with https:// and --http stock, or one that speaks http/1.1"
 
 
-@frozen
 class Answer:
-    """A whole HTTP answer: header names in lower case, several values joined by ", ", the body decoded."""
+    """A whole HTTP answer, the body decoded; `names` are those of its headers, in lower case.
 
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
+    `headers` joins the values of a name by ", ". They are made of `head`, names and values by turns as they
+    came, when they are first asked for: servers of one's own mostly send nothing there that is looked at.
+    """
+
+    __slots__ = ("_head", "_headers", "content", "names", "status")
+
+    def __init__(self, status: int, content: bytes, names: Collection[str], head: Sequence[bytes]) -> None:
+        self.status = status
+        self.content = content
+        self.names = names
+        self._head = head
+        self._headers: Mapping[str, str] | None = None
+
+    @classmethod
+    def of(cls, status: int, headers: Mapping[str, str], content: bytes) -> Answer:
+        """The one with these headers."""
+        lines = [text.encode() for pair in headers.items() for text in pair]
+        answer = cls(status, content, headers.keys(), lines)
+        answer._headers = headers
+        return answer
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers by name."""
+        if self._headers is None:
+            self._headers = _headers(self.names, self._head)
+        return self._headers
+
+    def holds(self, text: bytes) -> bool:
+        """Whether the body or a header has this in it."""
+        return self.content.find(text) >= 0 or b"\n".join(self._head).find(text) >= 0
+
+    def without(self, text: bytes) -> Answer:
+        """The same with *** in its place."""
+        shown = text.decode()
+        headers = {name: value.replace(shown, "***") for name, value in self.headers.items()}
+        return Answer.of(self.status, headers, self.content.replace(text, b"***"))
 
 
 class Endpoint:
@@ -57,9 +89,9 @@ class Endpoint:
         terms, size = self._terms, len(body)
         if terms.timeout != timeout:
             terms = self._terms = Terms(timeout)
-        top = b"%bcontent-length: %d\r\n\r\n" % (start, size)
+        request = b"%bcontent-length: %d\r\n\r\n%b" % (start, size, body)
         # Neither the body nor the request is held while the answer is awaited.
-        waiting, body = self._pool.exchange(top + body, size, terms), b""
+        waiting, request, body = self._pool.exchange(request, size, terms), b"", b""
         try:
             return self._answer(await waiting)
         except Failed as failed:
@@ -78,21 +110,14 @@ class Endpoint:
         names = self._orders.get(order)
         if names is None:
             names = self._names(order)
-        joined = b"\n".join(lines[1::2]).decode("latin-1")
-        values = joined.split("\n")
-        if len(values) != len(names) or joined[-1:].isspace() or " \n" in joined or "\t\n" in joined:
-            headers = _one_by_one(raw)
-        else:
-            headers = dict(zip(names, values, strict=True))
-        if content and "content-encoding" in headers:
-            content = _decoded(content, headers["content-encoding"], self._pool)
-        return Answer(status, headers, content)
+        answer = Answer(status, content, names, lines)
+        if content and "content-encoding" in names:
+            answer.content = _decoded(content, answer.headers["content-encoding"], self._pool)
+        return answer
 
     def _names(self, order: tuple[bytes, ...]) -> tuple[str, ...]:
-        """Header names in lower case, none where one comes twice; a server sends the same ones each time."""
+        """Header names in lower case; a server sends the same ones each time."""
         names = tuple([name.decode("latin-1").lower() for name in order])
-        if len(set(names)) < len(names):
-            names = ()
         if len(self._orders) < ORDERS:
             self._orders[order] = names
         return names
@@ -103,7 +128,7 @@ class Endpoint:
             prefix = self._prefixes.get(name)
             if prefix is None or not (value.isascii() and value.isprintable()):
                 break
-            start += prefix + value.encode() + b"\r\n"
+            start = b"%b%b%b\r\n" % (start, prefix, value.encode())
         else:
             return start
         for name, value in headers.items():
@@ -115,12 +140,18 @@ class Endpoint:
         return self._start[: self._start.index(b"\r\n") + 2] + head.lines(merged)
 
 
-def _one_by_one(raw: RawAnswer) -> dict[str, str]:
-    """The headers of an answer in which a name comes twice, or blanks stand behind a value."""
-    headers: dict[str, str] = {}
-    for name, value in raw.headers:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+def _headers(names: Collection[str], head: Sequence[bytes]) -> dict[str, str]:
+    """The headers of these names, whose values are every second line of `head`."""
+    joined = b"\n".join(head[1::2]).decode("latin-1")
+    values = joined.split("\n")
+    if not (joined[-1:].isspace() or " \n" in joined or "\t\n" in joined):
+        headers = dict(zip(names, values, strict=False))
+        if len(headers) == len(names) == len(values):
+            return headers
+    headers = {}
+    for name, line in zip(names, head[1::2], strict=True):  # one comes twice, or blanks stand behind a value
+        text = line.rstrip(b" \t").decode("latin-1")
+        headers[name] = f"{headers[name]}, {text}" if name in headers else text
     return headers
 
 

@@ -72,7 +72,7 @@ class StockEndpoint:
                     raise httpx.RemoteProtocolError("the answer is too large")
         finally:
             await response.aclose()
-        return Answer(response.status_code, dict(response.headers), b"".join(parts))
+        return Answer.of(response.status_code, dict(response.headers), b"".join(parts))
 
     def _late(self, error: Exception, steps: set[str], seconds: float) -> str:
         if isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout) or not _left(steps):

@@ -22,7 +22,7 @@ from batchllm.errors import ConfigError
 from batchllm.job import Job
 from batchllm.ledger import Journal, passes, read_notes, restore
 from batchllm.ledger.folder import writing
-from batchllm.ledger.group import digest_of
+from batchllm.ledger.group import digest_of, digest_of_meaning
 from batchllm.ledger.index import DEAD, FAILED, OUTPUT, Entry
 from batchllm.ledger.verifying import verified
 from batchllm.lines import dead_line, renumbered
@@ -177,7 +177,7 @@ def _id_in(line: bytes, emit: str, id_field: str) -> Key:
 
 def _key_of(record: Record, by: str | None, job: Job, meaning: bytes) -> Key:
     if by != "id":
-        return digest_of(record.line, meaning)
+        return digest_of(record.line, digest_of_meaning(meaning))
     name = "custom_id" if record.data is not None and job.input_format == "openai-batch" else job.id_field
     if record.data is None or record.data.get(name) is None:
         raise ConfigError(

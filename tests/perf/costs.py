@@ -261,7 +261,7 @@ def pieces(url: str) -> dict[str, Callable[[Path], None]]:
         "read the input": in_loop(read_input),
         "render the prompt": each(lambda n: prompt.messages(data)),
         "encode the body": each(lambda n: encode(body)),
-        "read the answer": each(lambda n: at_a_glance(200, HEADERS, BODY, False, 0.0)),
+        "read the answer": each(lambda n: at_a_glance(200, BODY, False)),
         "find the JSON": each(lambda n: find_json(text)),
         "check the schema": each(lambda n: schema.violations(ANSWER)),
         "the wire": the_wire(url),

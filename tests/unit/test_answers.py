@@ -100,7 +100,7 @@ class _Echo:
     """An endpoint that answers with what it was made of."""
 
     def __init__(self, status: int, headers: dict[str, str], content: bytes) -> None:
-        self._answer = Answer(status, headers, content)
+        self._answer = Answer.of(status, headers, content)
 
     async def post(self, body: bytes, *, headers: Mapping[str, str] | None = None, timeout: float) -> Answer:
         return self._answer

@@ -30,6 +30,7 @@ from batchllm.model import Reply, Request, Trail, Usage
 from batchllm.ports import ProviderSpec
 from batchllm.providers import chat
 from batchllm.providers.openai import OpenAI, address, connect, headers_for
+from batchllm.transport import Answer
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 SCHEMA = {
@@ -66,13 +67,6 @@ def completion(text: Any = "hi", **message: Any) -> dict[str, Any]:
 
 
 @dataclass
-class Sent:
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-
-
-@dataclass
 class Recorder:
     """An endpoint that keeps what it is asked and answers from a list."""
 
@@ -81,11 +75,11 @@ class Recorder:
     headers: list[Mapping[str, str]] = field(default_factory=list)
     timeouts: list[float] = field(default_factory=list)
 
-    async def post(self, body: bytes, *, headers: Mapping[str, str] | None = None, timeout: float) -> Sent:
+    async def post(self, body: bytes, *, headers: Mapping[str, str] | None = None, timeout: float) -> Answer:
         self.asked.append(json.loads(body))
         self.headers.append(headers or {})
         self.timeouts.append(timeout)
-        return Sent(*self.answers.pop(0))
+        return Answer.of(*self.answers.pop(0))
 
 
 def exchange(
@@ -416,12 +410,12 @@ class Doors:
         self.sent: dict[str, Any] = {}
         self.out: dict[str, tuple[int, bytes]] = {}
 
-    async def post(self, body: bytes, *, headers: Mapping[str, str] | None = None, timeout: float) -> Sent:
+    async def post(self, body: bytes, *, headers: Mapping[str, str] | None = None, timeout: float) -> Answer:
         key = (headers or {})["idempotency-key"]
         self.sent[key] = anyio.Event()
         await self.sent[key].wait()
         status, content = self.out.pop(key)
-        return Sent(status, {}, content)
+        return Answer.of(status, {}, content)
 
 
 class Asked:

@@ -298,7 +298,10 @@ class Engine:
     def _settle(self, outcome: Outcome) -> None:
         keep, verdict = self._watch.judge(outcome)
         if keep:
-            self._emit(outcome)
+            if not self._out:  # as in `_emit`
+                self._settled.set()
+            self._out.append(outcome)
+            self._out_bytes += outcome.size()
         else:
             self.dropped += 1
             if (spent := outcome.trail.spent(outcome.record.seq)) is not None:

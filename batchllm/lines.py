@@ -152,7 +152,7 @@ def renumbered(line: bytes, seq: int, emit: str) -> bytes:
 
 def stamp(at: float) -> str:
     """RFC 3339 in UTC with milliseconds, from Unix seconds."""
-    return _millisecond(round(at * 1000))
+    return _millisecond(int(at * 1000 + 0.5))
 
 
 @lru_cache(maxsize=64)

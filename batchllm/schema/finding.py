@@ -36,7 +36,7 @@ def find_json(text: str, accept: Callable[[Any], bool] | None = None) -> Any:
 def parse(text: str) -> Any:
     """The JSON that a text is, integers exact; raises ValueError."""
     value = orjson.loads(text)
-    if not holds_long_number(text.encode(errors="replace")):
+    if not holds_long_number(text.encode("utf-8", "replace")):
         return value
     try:
         return json.loads(text)

@@ -23,6 +23,7 @@ def stretch_of(
     """
     records: list[Record] = []
     first, size = seq, 0
+    closely = holds_long_number(b"\n".join(lines))
     for line in lines:
         content = line.strip()
         if settled is None or not settled(seq):
@@ -30,7 +31,7 @@ def stretch_of(
                 data = orjson.loads(content)
             except orjson.JSONDecodeError:
                 break
-            if type(data) is not dict or holds_long_number(content):
+            if type(data) is not dict or (closely and holds_long_number(content)):
                 break
             id = data.get(id_field)
             if id is None:

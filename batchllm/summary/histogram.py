@@ -45,7 +45,7 @@ class Histogram:
         for bucket, count in Counter([ceil(log(seconds) * _PER_LOG) for seconds in durations]).items():
             buckets[bucket] = buckets.get(bucket, 0) + count
         self.count += len(durations)
-        self.microseconds += sum([round(seconds * 1e6) for seconds in durations])
+        self.microseconds += sum([int(seconds * 1e6 + 0.5) for seconds in durations])
         self.shortest = min(self.shortest, shortest)
         self.longest = max(self.longest, max(durations))
 

@@ -64,6 +64,7 @@ class Connection(asyncio.Protocol):
         "_sent_at",
         "_size",
         "_status",
+        "_sweeper",
         "_terms",
         "_touched",
         "_transport",
@@ -78,6 +79,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._bounds = owner.bounds
+        self._sweeper = owner.sweeper
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self.waiting: asyncio.Future[RawAnswer | Failed] | None = None
@@ -110,7 +112,10 @@ class Connection(asyncio.Protocol):
             self._sent_at = self._active_at = monotonic()
             self.deadline = self._sent_at + min(phases.write, phases.read)
         future = self.waiting = self._loop.create_future()
-        self._owner.sweeper.watch(self)
+        sweeper = self._sweeper
+        sweeper.watched.add(self)
+        if self.deadline < sweeper.due:
+            sweeper.wake_by(self.deadline)
         if len(request) <= PIECE:
             self._transport.write(request)
         else:
@@ -122,7 +127,7 @@ class Connection(asyncio.Protocol):
     def abandon(self) -> None:
         """Nobody waits for the exchange any more that still goes on: end the connection."""
         self.waiting = None
-        self._owner.sweeper.forget(self)
+        self._sweeper.watched.discard(self)
         self._transport.abort()
 
     def abort(self) -> None:
@@ -273,7 +278,7 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         future, self.waiting = self.waiting, None
         assert future is not None
-        self._owner.sweeper.forget(self)
+        self._sweeper.watched.discard(self)
         parts, head = self._parts, self._head
         content = b"" if self._terms.bodiless else parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts, self._head = [], []  # an idle connection holds no bodies
@@ -288,7 +293,7 @@ class Connection(asyncio.Protocol):
     def _fail(self, kind: FailureKind, message: str) -> None:
         future, self.waiting = self.waiting, None
         assert future is not None
-        self._owner.sweeper.forget(self)
+        self._sweeper.watched.discard(self)
         unsent = self._transport.get_write_buffer_size()
         stale = self._reused and not self._touched and kind in ("read", "protocol")
         ambiguous = unsent == 0 or unsent < self._body

@@ -28,26 +28,18 @@ class Timed(Protocol):
 class Sweeper:
     """Watches deadlines; `idlers` are asked at each sweep to close what idled, and say when they are due.
 
-    `due` is when the next sweep comes, in seconds of the monotonic clock; infinite where there is none.
+    Each of `watched` is told to expire once its deadline has passed, within about 10 ms; who enters there
+    sees to it that a sweep is due by then. `due` is when the next one comes, in seconds of the monotonic
+    clock; infinite where there is none.
     """
 
-    __slots__ = ("_timer", "_watched", "due", "idlers")
+    __slots__ = ("_timer", "due", "idlers", "watched")
 
     def __init__(self) -> None:
         self.idlers: list[Callable[[float], float]] = []
-        self._watched: set[Timed] = set()
+        self.watched: set[Timed] = set()
         self.due = math.inf
         self._timer: asyncio.TimerHandle | None = None
-
-    def watch(self, timed: Timed) -> None:
-        """Call `timed.expire` once its deadline has passed, within about 10 ms, until it is forgotten."""
-        self._watched.add(timed)
-        if timed.deadline < self.due:
-            self.wake_by(timed.deadline)
-
-    def forget(self, timed: Timed) -> None:
-        """Its exchange is over."""
-        self._watched.discard(timed)
 
     def wake_by(self, due: float) -> None:
         """Sweep at this monotonic time at the latest."""
@@ -69,9 +61,9 @@ class Sweeper:
         self._timer = None
         self.due = math.inf
         now = monotonic()
-        for timed in [timed for timed in self._watched if timed.deadline <= now]:
+        for timed in [timed for timed in self.watched if timed.deadline <= now]:
             timed.expire(now)
-        due = min((timed.deadline for timed in self._watched), default=math.inf)
+        due = min((timed.deadline for timed in self.watched), default=math.inf)
         for close_idle in self.idlers:
             due = min(due, close_idle(now))
         if due < math.inf:

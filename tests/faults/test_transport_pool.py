@@ -191,7 +191,7 @@ def test_cancelled_at_any_turn_of_the_loop_no_place_and_no_connection_is_lost(ru
                 assert (await endpoint.post(b"{}", timeout=10)).content == b"{}"
             while len(pool._open) > pool.idle:
                 await anyio.sleep(0)
-            assert not transport._sweeper._watched
+            assert not transport._sweeper.watched
             await transport.aclose()
             assert not pool._open
 

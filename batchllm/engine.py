@@ -298,7 +298,7 @@ class Engine:
     def _settle(self, outcome: Outcome) -> None:
         keep, verdict = self._watch.judge(outcome)
         if keep:
-            if not self._out:  # as in `_emit`
+            if not self._out:  # `_emit`, without its call
                 self._settled.set()
             self._out.append(outcome)
             self._out_bytes += outcome.size()

@@ -53,7 +53,7 @@ def stretches(journal: Journal, end: int | None = None) -> Iterator[Stretch]:
     ends = dict.fromkeys(journal.sinks, 0)
     generation, at = journal.generation, 0
     end = journal.index.length if end is None else end
-    while at < end and (block := journal.index.read(at, min(_BLOCK, end - at))):
+    while at + SIZE <= end and (block := journal.index.read(at, min(_BLOCK, end - at))):
         units, kinds, lengths, sums = zip(*of_lines(block), strict=True)
         names = _names(journal, kinds, lengths, at)
         for start, stop in pieces(lengths, STRETCH):

@@ -36,6 +36,7 @@ from batchllm.sources.stretch import stretch_of
 
 BEGINNING = Position()
 CHUNK_RECORDS, CHUNK_BYTES = 1024, 8 * 2**20
+_SHORTEST_REACH = 1024
 MARK_RECORDS = 1024
 UNFINISHED = ("not_json", "not_utf8", "line_too_long")
 
@@ -101,6 +102,7 @@ class JsonlSource:
         self._tail: Position | None = None
         self._marks = Marks(start, mark_records)
         self._mark_records = mark_records
+        self._reach = EVERY_BYTES  # of a stretch: what lies behind a line that isn't plain was read in vain
         self._ahead: deque[list[Record | Dead]] = deque()
         self._failure: InputFailed | None = None
 
@@ -196,6 +198,8 @@ class JsonlSource:
             if item is not None:
                 batch.append(item)
                 room -= len(line.data)
+                if isinstance(item, Record):
+                    self._reach = min(2 * self._reach, EVERY_BYTES)
         return batch
 
     def _stretch(self, batch: list[Record | Dead], room: int) -> int:
@@ -205,13 +209,18 @@ class JsonlSource:
         most = min(CHUNK_RECORDS - len(batch), self._mark_records)
         if self._limit is not None:
             most = min(most, self._limit - self.records)
-        lines = self._lines.plain(most, min(room, EVERY_BYTES))
-        records, count, size = stretch_of(lines, self.records, self._id_field, self._settled)
+        lines = self._lines.plain(most, min(room, self._reach))
+        before = self._lines.number
+        records, count, taken, size = stretch_of(
+            lines, self.records, self._id_field, lambda place: self._name(before + place + 1), self._settled
+        )
         if count:
-            self._marks.note(self._file, self._lines.offset, self._lines.number, self.records)
-            self._lines.took(count, size)
+            self._marks.note(self._file, self._lines.offset, before, self.records)
             self.records += count
             batch += records
+        self._lines.took(taken, size)
+        whole = lines and taken == len(lines)
+        self._reach = min(4 * self._reach, EVERY_BYTES) if whole else _SHORTEST_REACH
         return size
 
     async def _fill(self) -> None:
@@ -323,13 +332,16 @@ class JsonlSource:
         data = parse(content)
         if self.format is None:
             self.format = shape_of(data)
-        name = partial(line_id, self._paths, self._file, line.number)
+        name = partial(self._name, line.number)
         return record_of(content, data, self.format, self.records, self._id_field, name)
+
+    def _name(self, number: int) -> str:
+        """The id of a record of line `number` that has none."""
+        return line_id(self._paths, self._file, number)
 
     def _dead(self, line: Line, bad: BadLine) -> Dead:
         place = f"line {line.number} of {called(self._paths[self._file])}"
-        id = line_id(self._paths, self._file, line.number)
-        return bad.letter(self.records, id, line.data, place, self._clock())
+        return bad.letter(self.records, self._name(line.number), line.data, place, self._clock())
 
     def _judge(self, line: Line) -> None:
         """Refuse a pipe whose first line says that it holds something else."""

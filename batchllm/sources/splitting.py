@@ -87,7 +87,7 @@ class Lines:
             return []
         end = self._block.rfind(b"\n", self._at, self._at + min(room, self._max_line))
         piece = self._block[self._at : end] if end >= 0 else b""
-        if not piece or b"\r" in piece:
+        if not piece:
             return []
         lines = piece.split(b"\n", most)
         return lines if len(lines) <= most else lines[:most]

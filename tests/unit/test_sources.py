@@ -20,7 +20,8 @@ import pytest
 from batchllm.errors import ConfigError, InputFailed
 from batchllm.lines import dead_line
 from batchllm.model import Attempt, Dead, Failure, Position, Record, Trail
-from batchllm.sources import JsonlSource, check_inputs, differs, fingerprint
+from batchllm.sources import JsonlSource, check_inputs, differs, fingerprint, jsonl
+from batchllm.sources.stretch import stretch_of
 
 GOOD = b'{"id":"a","text":"one"}\n{"id":"b","text":"two"}\n'
 
@@ -109,6 +110,39 @@ def test_long_integers_and_duplicate_keys_are_kept_as_they_stand(tmp_path: Path)
     assert record.id == 123456789012345678901234567890
     assert record.data == {"id": 123456789012345678901234567890, "a": 0.1}
     assert record.line == line
+
+
+LINES = {
+    "plain": lambda i: b'{"id":%d}' % i,
+    "without an id": lambda i: b'{"n":%d}' % i,
+    "long integers": lambda i: b'{"id":1234567890123456789012%d}' % i,
+    "carriage returns": lambda i: b'{"id":%d}\r' % i,
+    "blank lines between": lambda i: b'{"id":%d}\n  ' % i,
+    "each second one broken": lambda i: b'{"id":%d}' % i if i % 2 else b'{"id":',
+    "each twentieth one broken": lambda i: b'{"id":%d}' % i if i % 20 else b"[]",
+    "longer than a reach": lambda i: b'{"id":%d,"t":"%b"}' % (i, bytes(6000).replace(b"\0", b"x")),
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_the_work_grows_with_the_input_whatever_its_lines_are_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Lines that are looked at together are seldom looked at again."""
+    looked_at = 0
+
+    def counting(lines: list[bytes], *rest: Any) -> Any:
+        nonlocal looked_at
+        looked_at += sum(map(len, lines))
+        return stretch_of(lines, *rest)
+
+    monkeypatch.setattr(jsonl, "stretch_of", counting)
+    content = b"".join([LINES[kind](i) + b"\n" for i in range(2000)])
+    items = read(tmp_path / "in.jsonl", content)
+    assert len(items) == 2000
+    assert looked_at < 2 * len(content) + 2000 * 5 * 1024
+    if kind in ("plain", "without an id", "long integers", "carriage returns", "blank lines between"):
+        assert looked_at < 2 * len(content)
 
 
 def test_the_id_is_the_named_field_or_the_line_and_may_repeat(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def order(journal: Journal, check: Callable[[], None] = lambda: None) -> None:
                     for piece in _read(
                         journal.sinks[name], [*compress(places, mine)], [*compress(lengths, mine)]
                     ):
+                        check()
                         copies.write(name, piece)
                 copies.write("index", b"".join(packed))
             copies.commit()

@@ -6,6 +6,7 @@ merged in large pieces, since few runs then have anything to do with each other 
 
 from __future__ import annotations
 
+import heapq
 import os
 import struct
 from bisect import bisect_right
@@ -16,16 +17,15 @@ from typing import BinaryIO
 from batchllm.fields import mutable
 
 RUN = 1 << 13
-"""Rows that are sorted in memory at once."""
+"""Rows that are sorted in memory at once; while runs are merged, about as many are read ahead in all."""
 _FEWEST = 8
 """Rows that are read ahead of a run at the least."""
 
 
 @mutable
 class _Run:
-    """A sorted run: its first row, the part of the file that is not read yet, and the rows that are."""
+    """A sorted run: the part of the file that is not read yet, and the rows that are."""
 
-    first: bytes
     at: int
     end: int
     rows: list[bytes]
@@ -38,7 +38,7 @@ class Sorter:
         self._file = file
         self._row = struct.Struct(f"{size}s")
         self._rows: list[bytes] = []
-        self._runs: list[_Run] = []
+        self._runs: list[tuple[bytes, int, _Run]] = []
 
     def add(self, rows: list[bytes]) -> None:
         """Take up further rows, in whatever order."""
@@ -47,19 +47,37 @@ class Sorter:
             self._flush()
 
     def merged(self) -> Iterator[list[bytes]]:
-        """All rows in order, a list of them at a time; to be called once, when all are there."""
+        """All rows in order, a list of them at a time; to be called once, when all are there.
+
+        Each turn takes what is certain of those runs whose next row comes before the last one that is read
+        of any of them; runs that have nothing to do with that are not touched.
+        """
         self._flush()
         self._file.flush()
-        coming = sorted(self._runs, key=lambda run: run.first, reverse=True)
-        begun: list[_Run] = []
-        while coming or begun:
-            bound = min((run.rows[-1] for run in begun if run.at < run.end), default=None)
-            if coming and (bound is None or coming[-1].first <= bound):
-                begun.append(coming.pop())
-                self._read(begun[-1], len(begun))
-                continue
-            yield self._up_to(bound, begun)
-            begun = [run for run in begun if run.rows or self._read(run, len(begun))]
+        coming = self._runs  # a heap by the next row of each
+        heapq.heapify(coming)
+        begun = 0
+        while coming:
+            group: list[tuple[int, _Run]] = []
+            bound: bytes | None = None
+            while coming and (bound is None or coming[0][0] <= bound):
+                _, number, run = heapq.heappop(coming)
+                begun += not run.rows
+                self._read(run, begun)
+                if run.at < run.end and (bound is None or run.rows[-1] < bound):
+                    bound = run.rows[-1]
+                group.append((number, run))
+            taken: list[bytes] = []
+            for number, run in group:
+                count = len(run.rows) if bound is None else bisect_right(run.rows, bound)
+                taken += run.rows[:count]
+                del run.rows[:count]
+                begun -= not run.rows
+                if run.rows or run.at < run.end:
+                    first = run.rows[0] if run.rows else self._peek(run)
+                    heapq.heappush(coming, (first, number, run))
+            taken.sort()
+            yield taken
 
     def _flush(self) -> None:
         if not self._rows:
@@ -67,23 +85,17 @@ class Sorter:
         self._rows.sort()
         at = self._file.tell()
         self._file.write(b"".join(self._rows))
-        self._runs.append(_Run(self._rows[0], at, self._file.tell(), []))
+        self._runs.append((self._rows[0], len(self._runs), _Run(at, self._file.tell(), [])))
         self._rows = []
 
-    def _read(self, run: _Run, beside: int) -> bool:
-        """Read a run's next rows, the fewer the more runs are `beside`; whether there were any."""
-        most = max(_FEWEST, RUN // beside) * self._row.size
-        block = os.pread(self._file.fileno(), min(most, run.end - run.at), run.at)
-        run.at += len(block)
-        run.rows = list(chain.from_iterable(self._row.iter_unpack(block)))
-        return bool(run.rows)
+    def _read(self, run: _Run, beside: int) -> None:
+        """Read on in a run of which little is left in memory, the less the more runs are `beside`."""
+        wanted = max(_FEWEST, RUN // beside)
+        if 2 * len(run.rows) <= wanted and run.at < run.end:
+            size = min((wanted - len(run.rows)) * self._row.size, run.end - run.at)
+            block = os.pread(self._file.fileno(), size, run.at)
+            run.at += len(block)
+            run.rows += chain.from_iterable(self._row.iter_unpack(block))
 
-    def _up_to(self, bound: bytes | None, runs: list[_Run]) -> list[bytes]:
-        """Take the rows up to `bound`, or all, which no row that isn't read yet comes before."""
-        taken: list[bytes] = []
-        for run in runs:
-            count = len(run.rows) if bound is None else bisect_right(run.rows, bound)
-            taken += run.rows[:count]
-            del run.rows[:count]
-        taken.sort()
-        return taken
+    def _peek(self, run: _Run) -> bytes:
+        return os.pread(self._file.fileno(), self._row.size, run.at)

@@ -192,6 +192,18 @@ def test_lines_of_several_generations_are_verified(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_a_piece_of_an_entry_at_the_end_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifying, "_BLOCK", SIZE)
+    files = Files(tmp_path)
+    files.session([[done(i) for i in range(3)]])
+    journal, _ = files.open()
+    index = (files.run / "index").read_bytes()
+    for cut in (0, 1, SIZE - 1):
+        (files.run / "index").write_bytes(index[: len(index) - cut])
+        assert len(list(verifying.verified(journal, len(index) - cut))) == (2 if cut else 3)
+    journal.close()
+
+
 def test_a_changed_line_is_found_wherever_it_is(tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.session([[outcome(i, i % 3 == 0) for i in range(12)]])

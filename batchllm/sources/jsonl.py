@@ -7,6 +7,7 @@ place. It never writes and never calls anyone; the run's reader drains it.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -18,25 +19,16 @@ import anyio
 
 from batchllm.errors import ConfigError, InputFailed
 from batchllm.model import Dead, Position, Record
-from batchllm.sources.blocks import (
-    BLOCK_BYTES,
-    Blocks,
-    Broken,
-    Pipe,
-    open_blocks,
-    stored_bytes,
-    too_short,
-)
+from batchllm.sources.blocks import BLOCK_BYTES, Blocks, Broken, Pipe, open_blocks, stored_bytes, too_short
 from batchllm.sources.checks import called, line_id, refusal
 from batchllm.sources.identity import prints, same_beginning
-from batchllm.sources.marks import EVERY_BYTES, Marks
+from batchllm.sources.marks import Marks
 from batchllm.sources.shapes import FORMATS, RECORDS, BadLine, of_later_pass, parse, record_of, shape_of
 from batchllm.sources.splitting import Line, Lines
-from batchllm.sources.stretch import stretch_of
+from batchllm.sources.stretch import Stretches
 
 BEGINNING = Position()
 CHUNK_RECORDS, CHUNK_BYTES = 1024, 8 * 2**20
-_SHORTEST_REACH = 1024
 MARK_RECORDS = 1024
 UNFINISHED = ("not_json", "not_utf8", "line_too_long")
 
@@ -85,7 +77,7 @@ class JsonlSource:
         self._paths = list(paths)
         self._id_field = id_field
         self._max_line = max_line
-        self._limit = limit
+        self._limit = sys.maxsize if limit is None else limit
         self._settled = settled
         self._later = later
         self._prints = known
@@ -102,7 +94,7 @@ class JsonlSource:
         self._tail: Position | None = None
         self._marks = Marks(start, mark_records)
         self._mark_records = mark_records
-        self._reach = EVERY_BYTES  # of a stretch: what lies behind a line that isn't plain was read in vain
+        self._stretches = Stretches(id_field, settled)
         self._ahead: deque[list[Record | Dead]] = deque()
         self._failure: InputFailed | None = None
 
@@ -182,7 +174,7 @@ class JsonlSource:
         batch: list[Record | Dead] = []
         room = CHUNK_BYTES
         while len(batch) < CHUNK_RECORDS and not self.ended:
-            if self._limit is not None and self.records >= self._limit:
+            if self.records >= self._limit:
                 self._finish()
                 break
             if taken := self._stretch(batch, room):
@@ -199,28 +191,21 @@ class JsonlSource:
                 batch.append(item)
                 room -= len(line.data)
                 if isinstance(item, Record):
-                    self._reach = min(2 * self._reach, EVERY_BYTES)
+                    self._stretches.widen()
         return batch
 
     def _stretch(self, batch: list[Record | Dead], room: int) -> int:
         """Take the plain lines that come next into `batch`, where that may be done; their bytes."""
-        if self.format != RECORDS or self._later is not None or self._lines.offset < self._skip_to:
+        behind = self._lines.offset >= self._skip_to and not self._unjudged
+        if self.format != RECORDS or self._later is not None or not behind:
             return 0
-        most = min(CHUNK_RECORDS - len(batch), self._mark_records)
-        if self._limit is not None:
-            most = min(most, self._limit - self.records)
-        lines = self._lines.plain(most, min(room, self._reach))
-        before = self._lines.number
-        records, count, taken, size = stretch_of(
-            lines, self.records, self._id_field, lambda place: self._name(before + place + 1), self._settled
-        )
+        most = min(CHUNK_RECORDS - len(batch), self._mark_records, self._limit - self.records)
+        offset, before = self._lines.offset, self._lines.number
+        records, count, size = self._stretches.take(self._lines, self.records, most, room, self._name)
         if count:
-            self._marks.note(self._file, self._lines.offset, before, self.records)
+            self._marks.note(self._file, offset, before, self.records)
             self.records += count
             batch += records
-        self._lines.took(taken, size)
-        whole = lines and taken == len(lines)
-        self._reach = min(4 * self._reach, EVERY_BYTES) if whole else _SHORTEST_REACH
         return size
 
     async def _fill(self) -> None:
@@ -332,8 +317,8 @@ class JsonlSource:
         data = parse(content)
         if self.format is None:
             self.format = shape_of(data)
-        name = partial(self._name, line.number)
-        return record_of(content, data, self.format, self.records, self._id_field, name)
+        fallback = partial(self._name, line.number)
+        return record_of(content, data, self.format, self.records, self._id_field, fallback)
 
     def _name(self, number: int) -> str:
         """The id of a record of line `number` that has none."""

@@ -1,6 +1,6 @@
-"""A stretch of lines that are records as nearly all are, taken together at a third of the cost.
+"""Stretches of lines that are records as nearly all are, taken together at a third of the cost.
 
-Pure: it stops before the first line that needs a closer look, which the source then takes by itself.
+They end before the first line that needs a closer look, which the source then takes by itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,46 @@ import orjson
 
 from batchllm.exact import holds_long_number
 from batchllm.model import Record
+from batchllm.sources.marks import EVERY_BYTES
 from batchllm.sources.shapes import BadLine, parse
+from batchllm.sources.splitting import Lines
+
+SHORTEST = 1024
+"""Bytes that a stretch reaches at the least: behind a line that isn't plain all is looked at in vain."""
+Settled = Callable[[int], bool]
+
+
+class Stretches:
+    """Takes the lines that come next, as many at once as has proved worth it.
+
+    `settled` says of a record's number that the record is left out.
+    """
+
+    def __init__(self, id_field: str, settled: Settled | None) -> None:
+        self._id_field = id_field
+        self._settled = settled
+        self._reach = EVERY_BYTES
+
+    def take(
+        self, lines: Lines, seq: int, most: int, room: int, name: Callable[[int], str]
+    ) -> tuple[list[Record], int, int]:
+        """The records of at most so many lines in `room` bytes, how many there were in all, and their bytes.
+
+        `seq` is the first one's number; `name` makes the id of a record that has none of its line's number.
+        """
+        found = lines.plain(most, min(room, self._reach))
+        before = lines.number + 1
+        records, count, taken, size = stretch_of(
+            found, seq, self._id_field, lambda place: name(before + place), self._settled
+        )
+        lines.took(taken, size)
+        whole = found and taken == len(found)
+        self._reach = min(4 * self._reach, EVERY_BYTES) if whole else SHORTEST
+        return records, count, size
+
+    def widen(self) -> None:
+        """A line that was looked at by itself was a record after all."""
+        self._reach = min(2 * self._reach, EVERY_BYTES)
 
 
 def stretch_of(
@@ -19,7 +58,7 @@ def stretch_of(
     seq: int,
     id_field: str,
     name: Callable[[int], str],
-    settled: Callable[[int], bool] | None,
+    settled: Settled | None,
 ) -> tuple[list[Record], int, int, int]:
     """The records of `lines`, the first of which is number `seq`, up to one that is no JSON object.
 

@@ -20,8 +20,7 @@ import pytest
 from batchllm.errors import ConfigError, InputFailed
 from batchllm.lines import dead_line
 from batchllm.model import Attempt, Dead, Failure, Position, Record, Trail
-from batchllm.sources import JsonlSource, check_inputs, differs, fingerprint, jsonl
-from batchllm.sources.stretch import stretch_of
+from batchllm.sources import JsonlSource, check_inputs, differs, fingerprint, stretch
 
 GOOD = b'{"id":"a","text":"one"}\n{"id":"b","text":"two"}\n'
 
@@ -129,18 +128,18 @@ def test_the_work_grows_with_the_input_whatever_its_lines_are_like(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Lines that are looked at together are seldom looked at again."""
-    looked_at = 0
+    looked_at, taken = 0, stretch.stretch_of
 
     def counting(lines: list[bytes], *rest: Any) -> Any:
         nonlocal looked_at
         looked_at += sum(map(len, lines))
-        return stretch_of(lines, *rest)
+        return taken(lines, *rest)
 
-    monkeypatch.setattr(jsonl, "stretch_of", counting)
+    monkeypatch.setattr(stretch, "stretch_of", counting)
     content = b"".join([LINES[kind](i) + b"\n" for i in range(2000)])
     items = read(tmp_path / "in.jsonl", content)
     assert len(items) == 2000
-    assert looked_at < 2 * len(content) + 2000 * 5 * 1024
+    assert looked_at < 2 * len(content) + 2000 * 5 * stretch.SHORTEST
     if kind in ("plain", "without an id", "long integers", "carriage returns", "blank lines between"):
         assert looked_at < 2 * len(content)
 

@@ -298,10 +298,7 @@ class Engine:
     def _settle(self, outcome: Outcome) -> None:
         keep, verdict = self._watch.judge(outcome)
         if keep:
-            if not self._out:  # `_emit`, without its call
-                self._settled.set()
-            self._out.append(outcome)
-            self._out_bytes += outcome.size()
+            self._emit(outcome)
         else:
             self.dropped += 1
             if (spent := outcome.trail.spent(outcome.record.seq)) is not None:

@@ -62,7 +62,7 @@ def output_line(done: Done, shape: Shape, usage: Usage | None = None) -> bytes:
         "usage": _usage(trail.usage() if usage is None else usage),
         "cost_usd": None,
         "attempts": len(attempts),
-        "latency_s": _tenths(attempts[-1].seconds) if attempts else None,
+        "latency_s": _rounded(attempts[-1].seconds) if attempts else None,
         "finish_reason": reply.finish,
         "finished_at": stamp(done.at),
         "request_id": reply.request_id,
@@ -157,7 +157,7 @@ def stamp(at: float) -> str:
 
 @lru_cache(maxsize=64)
 def _millisecond(at: int) -> str:
-    """In which a fast run settles a dozen records."""
+    """The stamp of a millisecond since 1970; in each of them a fast run settles a dozen records."""
     seconds, millis = divmod(at, 1000)
     return f"{_second(seconds)}.{millis:03d}Z"
 
@@ -167,7 +167,7 @@ def _second(at: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
 
 
-def _tenths(seconds: float) -> float:
+def _rounded(seconds: float) -> float:
     """Seconds to a tenth of a millisecond; `round` to digits goes by way of a text."""
     return int(seconds * 10_000 + 0.5) / 10_000
 
@@ -311,7 +311,7 @@ def _usage(usage: Usage) -> dict[str, int]:
 def _attempt(attempt: Attempt) -> dict[str, Any]:
     return {
         "at": stamp(attempt.at),
-        "seconds": _tenths(attempt.seconds),
+        "seconds": _rounded(attempt.seconds),
         "status": attempt.status,
         "error": attempt.error,
         **({} if attempt.stage is None else {"stage": attempt.stage}),

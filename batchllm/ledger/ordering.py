@@ -69,7 +69,6 @@ def order(journal: Journal, check: Callable[[], None] = lambda: None) -> None:
                 says = map(_ROW.pack, stretch.units, stretch.kinds, stretch.places, stretch.lengths)
                 sorter.add(list(map(add, says, stretch.packed)))
             for rows in sorter.merged():
-                check()
                 _, kinds, places, lengths, packed = zip(*_WHOLE.iter_unpack(b"".join(rows)), strict=True)
                 for name in names:
                     mine = [SINK_OF[kind] == name for kind in kinds]
@@ -93,7 +92,7 @@ def _read(file: SinkFile, places: list[int], lengths: list[int]) -> Iterator[byt
         else:
             block = file.read(first, span)
             froms = [place - first for place in froms]
-            yield b"".join([block[start : start + size] for start, size in zip(froms, sizes, strict=True)])
+            yield b"".join([block[at : at + size] for at, size in zip(froms, sizes, strict=True)])
 
 
 def _check_room(journal: Journal, names: list[str]) -> None:

@@ -18,7 +18,7 @@ from batchllm.errors import ConfigError
 from batchllm.ledger.index import SINK_OF, SIZE, Entry, agrees, of_lines, unpack
 
 if TYPE_CHECKING:
-    from batchllm.ledger.journal import Journal, SinkFile
+    from batchllm.ledger.journal import Journal
 
 STRETCH = 1 << 18
 """Bytes of lines that are read at once; a longer line stands alone."""
@@ -90,26 +90,26 @@ def _lines(
     journal: Journal, names: Sequence[str], lengths: Sequence[int], ends: dict[str, int]
 ) -> tuple[Sequence[int], Sequence[bytes]]:
     """The next lines of these sinks and where they are; `ends` is where each sink goes on, and moves."""
-    found: dict[str, Iterator[tuple[int, bytes]]] = {}
     several = set(names)
+    if len(several) == 1:
+        return _of_one(journal, names[0], lengths, ends)
+    found: dict[str, Iterator[tuple[int, bytes]]] = {}
     for name in several:
-        sizes = [*compress(lengths, map(name.__eq__, names))] if len(several) > 1 else lengths
-        places = list(accumulate(sizes, initial=ends[name]))
-        ends[name] = places[-1]
-        lines = _cut(journal.sinks[name], places)
-        if len(several) == 1:
-            return places[:-1], lines
-        found[name] = iter(zip(places, lines, strict=False))
+        sizes = list(compress(lengths, map(name.__eq__, names)))
+        found[name] = zip(*_of_one(journal, name, sizes, ends), strict=True)
     both = [next(found[name]) for name in names]
     return [place for place, _ in both], [line for _, line in both]
 
 
-def _cut(file: SinkFile, places: Sequence[int]) -> list[bytes]:
-    """The pieces of a file between these places."""
-    first = places[0]
-    block = file.read(first, places[-1] - first)
-    bounds = [place - first for place in places]
-    return [block[start:stop] for start, stop in pairwise(bounds)]
+def _of_one(
+    journal: Journal, name: str, lengths: Sequence[int], ends: dict[str, int]
+) -> tuple[Sequence[int], Sequence[bytes]]:
+    """The same of one sink."""
+    first = ends[name]
+    *places, ends[name] = accumulate(lengths, initial=first)
+    block = journal.sinks[name].read(first, ends[name] - first)
+    bounds = accumulate(lengths, initial=0)
+    return places, [block[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _generation(

@@ -68,7 +68,7 @@ _TELLING = frozenset(
     }
 )
 """Headers of which one is there where an answer tells how the account's limits stand."""
-NOTED = _TELLING.union(HEADERS)
+HEEDED = _TELLING.union(HEADERS)
 """Headers that an answer is read for; servers of one's own mostly send none of them."""
 
 
@@ -151,7 +151,7 @@ def read_answer(
 def at_a_glance(status: int, content: bytes, whole: bool) -> Reply | None:
     """The Reply in an answer of the usual form, at a third of the cost; None asks for a closer look.
 
-    Where any of the headers in NOTED is there, `note` is to be told of them.
+    Where any of the headers in HEEDED is there, `heed_headers` is to be told of them.
     """
     if status != 200:
         return None
@@ -180,7 +180,7 @@ def at_a_glance(status: int, content: bytes, whole: bool) -> Reply | None:
     return Reply(text, text, usage, "stop", named, identity, document if whole else None)
 
 
-def note(reply: Reply, headers: Mapping[str, str], now: float) -> None:
+def heed_headers(reply: Reply, headers: Mapping[str, str], now: float) -> None:
     """Put into a Reply what an answer's headers tell: the request's id, and how the limits stand."""
     reply.request_id = request_id(headers) or reply.request_id
     reply.limits = _limits(headers, now)

@@ -147,8 +147,8 @@ class OpenAI:
                 if ladder and way and ladder.refused(way, error, answer.status, request.key):
                     raise in_doubt(error, answer.status) from None
                 raise self._whose(error, request, answer.status) from None
-        elif not chat.NOTED.isdisjoint(answer.names):
-            chat.note(reply, answer.headers, time.time())
+        elif not chat.HEEDED.isdisjoint(answer.names):
+            chat.heed_headers(reply, answer.headers, time.time())
         self.proven = True
         if way is not None and ladder is not None:
             if not ladder.settled or ladder.doubtful:

@@ -17,7 +17,7 @@ from batchllm.sources.splitting import Lines
 
 SHORTEST = 1024
 """Bytes that a stretch reaches at the least: behind a line that isn't plain all is looked at in vain."""
-Settled = Callable[[int], bool]
+IsSettled = Callable[[int], bool]
 
 
 class Stretches:
@@ -26,7 +26,7 @@ class Stretches:
     `settled` says of a record's number that the record is left out.
     """
 
-    def __init__(self, id_field: str, settled: Settled | None) -> None:
+    def __init__(self, id_field: str, settled: IsSettled | None) -> None:
         self._id_field = id_field
         self._settled = settled
         self._reach = EVERY_BYTES
@@ -58,7 +58,7 @@ def stretch_of(
     seq: int,
     id_field: str,
     name: Callable[[int], str],
-    settled: Settled | None,
+    settled: IsSettled | None,
 ) -> tuple[list[Record], int, int, int]:
     """The records of `lines`, the first of which is number `seq`, up to one that is no JSON object.
 

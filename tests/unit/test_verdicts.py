@@ -24,7 +24,7 @@ from batchllm.errors import (
     RouteGone,
 )
 from batchllm.model import Reply
-from batchllm.providers.chat import at_a_glance, note, read_answer
+from batchllm.providers.chat import at_a_glance, heed_headers, read_answer
 from batchllm.providers.complaints import Complaint, read, retry_after, shown
 from batchllm.providers.rules import ANYTHING_ELSE, RULES
 from batchllm.providers.verdicts import Case, row, under_ok, verdict
@@ -312,5 +312,5 @@ def test_a_glance_sees_what_the_closer_look_sees_or_nothing(case: dict[str, Any]
     headers, body = case["headers"], case["body"].encode()
     glanced = at_a_glance(case["status"], body, True)
     if glanced is not None:
-        note(glanced, headers, NOW)
+        heed_headers(glanced, headers, NOW)
     assert glanced is None or glanced == judged(case)

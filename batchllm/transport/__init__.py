@@ -3,6 +3,7 @@
     open_endpoint ─ Endpoint ──┐
     httpx client ── Transport ─┴ Pool ─ Dialer (names, addresses, TLS)
                                   └──── Connection (one exchange at a time) ─ Sweeper (deadlines)
+                                                                            └ Outgoing (written together)
     open_endpoint ─ StockEndpoint ─ httpx.AsyncClient (proxies, or on request)
 
 It never sends anything twice and judges no status; retrying and pacing live in `layers`.

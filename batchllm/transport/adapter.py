@@ -18,6 +18,7 @@ from batchllm.transport import head
 from batchllm.transport.dialer import Dialer, Origin, system_addresses
 from batchllm.transport.endpoint import Endpoint
 from batchllm.transport.exchange import Bounds, Failed, FailureKind, Phases, Terms
+from batchllm.transport.outgoing import Outgoing
 from batchllm.transport.pool import Pool
 from batchllm.transport.sweeper import Sweeper
 from batchllm.transport.tls import client_context
@@ -46,6 +47,7 @@ class Transport(httpx.AsyncBaseTransport):
         self._tls = tls
         self._gate = asyncio.Semaphore(HANDSHAKES)
         self._sweeper = Sweeper()
+        self._outgoing = Outgoing()
         self._pools: dict[Origin, Pool] = {}
 
     def endpoint(self, url: str, headers: Mapping[str, str]) -> Endpoint:
@@ -79,7 +81,7 @@ class Transport(httpx.AsyncBaseTransport):
         pool = self._pools.get(origin)
         if pool is None:
             dialer = Dialer(origin, self._gate, self._context, system_addresses)
-            pool = self._pools[origin] = Pool(dialer, self._sweeper, self._bounds)
+            pool = self._pools[origin] = Pool(dialer, self._sweeper, self._outgoing, self._bounds)
         return pool
 
     async def aclose(self) -> None:

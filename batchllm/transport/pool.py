@@ -14,6 +14,7 @@ from time import monotonic
 
 from batchllm.transport.dialer import Dialer
 from batchllm.transport.exchange import Bounds, Failed, RawAnswer, Terms
+from batchllm.transport.outgoing import Outgoing
 from batchllm.transport.protocol import HTTP2_ONLY, Connection
 from batchllm.transport.sweeper import Sweeper
 
@@ -23,10 +24,11 @@ CLOSING = 1.0  # seconds that closed sockets get to say so
 class Pool:
     """At most `bounds.limit` exchanges with one origin at once; more wait in the order they came."""
 
-    def __init__(self, dialer: Dialer, sweeper: Sweeper, bounds: Bounds) -> None:
+    def __init__(self, dialer: Dialer, sweeper: Sweeper, outgoing: Outgoing, bounds: Bounds) -> None:
         self.peer = dialer.origin.peer
         self.bounds = bounds
         self.sweeper = sweeper
+        self.outgoing = outgoing
         self._dialer = dialer
         self._free = bounds.limit
         self._waiting: deque[asyncio.Future[None]] = deque()

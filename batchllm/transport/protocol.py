@@ -7,21 +7,20 @@ never opens a connection, sends anything twice or sets a timer; `pool` owns it, 
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import ssl
 from contextlib import suppress
 from time import monotonic
 from typing import Protocol, cast
 
 import httptools
 
-from batchllm.transport.exchange import Bounds, Failed, FailureKind, RawAnswer, Terms, in_pairs
+from batchllm.transport.exchange import Bounds, Failed, FailureKind, RawAnswer, Terms
+from batchllm.transport.outgoing import Outgoing
+from batchllm.transport.signs import ends_with_the_connection, is_tired, opens_http2, reason
 from batchllm.transport.sweeper import Sweeper
 
 PIECE = 64 * 1024  # bytes a write: TLS transports show a backlog only between writes
 HTTP2_ONLY = "speaks http/2 only"
-_TIRED = (b"HTTP/1.1 408", b"HTTP/1.0 408")  # how some servers close what idles
 
 
 class Owner(Protocol):
@@ -30,6 +29,7 @@ class Owner(Protocol):
     peer: str
     bounds: Bounds
     sweeper: Sweeper
+    outgoing: Outgoing
 
     def keep(self, connection: Connection) -> None: ...
     def lost(self, connection: Connection) -> None: ...
@@ -53,8 +53,10 @@ class Connection(asyncio.Protocol):
         "_bounds",
         "_head",
         "_head_done",
+        "_held",
         "_keep",
         "_loop",
+        "_outgoing",
         "_owner",
         "_parser",
         "_parts",
@@ -80,9 +82,11 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._bounds = owner.bounds
         self._sweeper = owner.sweeper
+        self._outgoing = owner.outgoing
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self.waiting: asyncio.Future[RawAnswer | Failed] | None = None
+        self._held = b""  # a request that is about to be written
         self._reused = False
         self.http2 = False
         self._head: list[bytes] = []
@@ -96,7 +100,8 @@ class Connection(asyncio.Protocol):
         """Send a request; the future gets the answer or the failure, never an exception.
 
         `body` is how many of its last bytes are the body, `start` the monotonic time at which the exchange
-        began. The request is not held: with many in flight that would be megabytes.
+        began. The request is held until the loop's next turn and no longer: with many in flight that would
+        be megabytes.
         """
         self._body = body
         self._terms = terms
@@ -117,16 +122,23 @@ class Connection(asyncio.Protocol):
         if self.deadline < sweeper.due:
             sweeper.wake_by(self.deadline)
         if len(request) <= PIECE:
-            self._transport.write(request)
+            self._held = request
+            self._outgoing.add(self)
         else:
             view = memoryview(request)
             for at in range(0, len(request), PIECE):
                 self._transport.write(view[at : at + PIECE])
         return future
 
+    def write(self) -> None:
+        """Write the request that is held, unless the exchange is over already."""
+        request, self._held = self._held, b""
+        if request:
+            self._transport.write(request)
+
     def abandon(self) -> None:
         """Nobody waits for the exchange any more that still goes on: end the connection."""
-        self.waiting = None
+        self.waiting, self._held = None, b""
         self._sweeper.watched.discard(self)
         self._transport.abort()
 
@@ -150,7 +162,7 @@ class Connection(asyncio.Protocol):
 
     def expire(self, now: float) -> None:
         """Fail the exchange with the timeout of the phase it is in, unless httpx's phases allow it longer."""
-        sending = self._transport.get_write_buffer_size() > 0
+        sending = self._unsent() > 0
         terms, peer = self._terms, self._owner.peer
         seconds = terms.timeout
         if terms.phases is not None:
@@ -179,12 +191,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and settle the exchange once the answer is whole or wrong."""
-        if self.waiting is None:  # bytes that nobody asked for: what follows could not be trusted
-            if _opens_http2(data):
-                self.http2 = True
-            elif not data.startswith(_TIRED):
-                self._owner.distrust()
-            self._transport.abort()
+        if self.waiting is None or (self._held and self._reused):
+            self._unasked(data)
             return
         size = self._size
         self._touched = True
@@ -193,7 +201,7 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self._whole:
-                self.http2 = self._raw == len(data) and _opens_http2(data)
+                self.http2 = self._raw == len(data) and opens_http2(data)
                 self._fail("protocol", f"{self._owner.peer} {self._what_is_wrong(error)}")
                 return
             self._keep = False
@@ -208,6 +216,16 @@ class Connection(asyncio.Protocol):
         if phases is not None:
             self._active_at = monotonic()
             self.deadline = self._active_at + phases.read
+
+    def _unasked(self, data: bytes) -> None:
+        """Bytes that nobody asked for: what follows could not be trusted."""
+        if opens_http2(data):
+            self.http2 = True
+        elif not is_tired(data):
+            self._owner.distrust()
+        if self.waiting is not None:
+            self._fail("protocol", f"{self._owner.peer} sent what nobody had asked for")
+        self._transport.abort()
 
     def eof_received(self) -> None:
         """The peer sends no more: settle at once, even where our own bytes are still waiting to go."""
@@ -282,9 +300,10 @@ class Connection(asyncio.Protocol):
         parts, head = self._parts, self._head
         content = b"" if self._terms.bodiless else parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts, self._head = [], []  # an idle connection holds no bodies
-        if self._keep and not self._transport.get_write_buffer_size():
+        if self._keep and not (self._held or self._transport.get_write_buffer_size()):
             self._owner.keep(self)
         else:  # closing, or answered before the whole request was sent
+            self._held = b""
             self._transport.abort()
         if not future.done():
             # what the class does itself, but for a call of Python
@@ -294,51 +313,33 @@ class Connection(asyncio.Protocol):
         future, self.waiting = self.waiting, None
         assert future is not None
         self._sweeper.watched.discard(self)
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self._unsent()
+        self._held = b""
         stale = self._reused and not self._touched and kind in ("read", "protocol")
         ambiguous = unsent == 0 or unsent < self._body
         self._transport.abort()
         if not future.done():
             future.set_result(Failed(kind, message, stale=stale, ambiguous=ambiguous, http2=self.http2))
 
+    def _unsent(self) -> int:
+        """Bytes of the request that have not left."""
+        return len(self._held) or self._transport.get_write_buffer_size()
+
     def _end(self, exc: Exception | None) -> None:
         if self.waiting is None:
             return
         peer = self._owner.peer
         if exc is not None:
-            self._fail("read", f"the connection to {peer} broke: {_reason(exc)}")
+            self._fail("read", f"the connection to {peer} broke: {reason(exc)}")
         elif not self._touched:
             self._fail("protocol", f"{peer} closed the connection before answering")
         elif not self._head_done:
             self._fail("protocol", f"{peer} closed the connection in the middle of the headers")
-        elif self._ends_with_the_connection():
+        elif ends_with_the_connection(self._head):
             self._finish()
         else:
             self._fail("protocol", f"{peer} closed the connection in the middle of the answer")
 
-    def _ends_with_the_connection(self) -> bool:
-        """Neither a length nor chunks say where the body ends (RFC 9112, 6.3)."""
-        for name, value in in_pairs(self._head):
-            name = name.lower()
-            if name == b"content-length":
-                return False
-            if name == b"transfer-encoding" and value.lower().rstrip().endswith(b"chunked"):
-                return False
-        return True
-
-
-def _opens_http2(data: bytes) -> bool:
-    """Whether a server's first bytes are SETTINGS or GOAWAY, which open HTTP/2 (RFC 9113, 3.4 and 4.1)."""
-    return len(data) >= 9 and data[0] == 0 and data[3] in (4, 7) and data[5:9] == bytes(4)
-
 
 def _mebibytes(size: int) -> str:
     return f"{size // 2**20} MiB" if size >= 2**20 else f"{size} bytes"
-
-
-def _reason(exc: Exception) -> str:
-    if isinstance(exc, ssl.SSLError):
-        return (exc.reason or "tls error").lower().replace("_", " ")
-    if isinstance(exc, OSError) and exc.errno:
-        return os.strerror(exc.errno).lower()
-    return str(exc).lower() or type(exc).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import monotonic
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchllm.transport.exchange import Bounds, Failed, Phases, RawAnswer, Terms
+from batchllm.transport.outgoing import BURST, Outgoing
 from batchllm.transport.protocol import Connection
 from batchllm.transport.sweeper import Sweeper
 
@@ -47,16 +49,21 @@ class Home:
     peer: str = "host:1"
     bounds: Bounds = field(default_factory=Bounds)
     sweeper: Sweeper = field(default_factory=Sweeper)
+    outgoing: Outgoing = field(default_factory=Outgoing)
     kept: list[Connection] = field(default_factory=list)
+    trusting: bool = True
 
     def keep(self, connection: Connection) -> None:
         self.kept.append(connection)
 
     def lost(self, connection: Connection) -> None: ...
 
+    def distrust(self) -> None:
+        self.trusting = False
 
-def connected() -> tuple[Home, Wire, Connection]:
-    home, wire = Home(), Wire()
+
+def connected(home: Home | None = None) -> tuple[Home, Wire, Connection]:
+    home, wire = home or Home(), Wire()
     connection = Connection(home)
     connection.connection_made(wire)
     return home, wire, connection
@@ -68,6 +75,7 @@ def settle(pieces: list[bytes], *, closed: bool = False, bodiless: bool = False)
     async def main() -> tuple[Any, bool]:
         home, wire, connection = connected()
         future = connection.send(b"POST", 0, Terms(60, bodiless=bodiless), monotonic(), False)
+        await asyncio.sleep(0)
         for piece in pieces:
             if not wire.aborted and not home.kept:
                 connection.data_received(piece)
@@ -155,6 +163,7 @@ def test_the_read_timeout_of_httpx_starts_anew_with_every_byte() -> None:
         home, _, connection = connected()
         phases = Phases(write=5, read=10)
         future = connection.send(b"POST", 0, Terms(phases=phases), monotonic(), False)
+        await asyncio.sleep(0)
         start = monotonic()
         assert connection.deadline <= start + 5
         connection.expire(start + 6)  # sent long ago: the write timeout has nothing to say
@@ -185,3 +194,69 @@ def test_the_write_timeout_of_httpx_counts_while_bytes_wait_to_go() -> None:
         home.sweeper.stop()
 
     asyncio.run(main())
+
+
+def test_the_requests_of_one_turn_are_written_together_and_never_more_than_a_burst_of_them_held() -> None:
+    async def main() -> None:
+        home = Home()
+        wires = []
+        for number in range(BURST + 2):
+            _, wire, connection = connected(home)
+            wires.append(wire)
+            connection.send(b"POST %d" % number, 0, Terms(60), monotonic(), False)
+            held = [wire for wire in wires if not wire.written]
+            assert len(held) == (number + 1) % BURST
+        await asyncio.sleep(0)
+        assert [wire.written for wire in wires] == [b"POST %d" % number for number in range(BURST + 2)]
+        home.sweeper.stop()
+
+    asyncio.run(main())
+
+
+def before_it_leaves(what: Callable[[Connection], None], *, reused: bool) -> tuple[Home, Wire, Any]:
+    """What comes of a request to which this happens before the turn in which it is written."""
+
+    async def main() -> tuple[Home, Wire, Any]:
+        home, wire, connection = connected()
+        future = connection.send(b"POST {}", 2, Terms(60), monotonic(), reused)
+        what(connection)
+        await asyncio.sleep(0)
+        home.sweeper.stop()
+        assert not home.sweeper.watched
+        return home, wire, future.result() if future.done() else None
+
+    return asyncio.run(main())
+
+
+WHOLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(
+    ("data", "trusting"), [(WHOLE, False), (b"HTTP/1.1 408 Request Timeout\r\n\r\n", True)]
+)
+def test_what_comes_on_a_reused_connection_before_the_request_left_is_no_answer(
+    data: bytes, trusting: bool
+) -> None:
+    home, wire, failed = before_it_leaves(lambda connection: connection.data_received(data), reused=True)
+    assert isinstance(failed, Failed)
+    assert (failed.stale, failed.ambiguous) == (True, False)
+    assert (wire.written, wire.aborted, home.kept, home.trusting) == (b"", True, [], trusting)
+
+
+def test_a_server_may_refuse_a_new_connection_before_the_request_left() -> None:
+    home, wire, answer = before_it_leaves(lambda connection: connection.data_received(WHOLE), reused=False)
+    assert answer.status == 503
+    assert (wire.written, wire.aborted, home.kept) == (b"", True, [])
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_connection_that_ends_before_the_request_left_has_not_sent_it(reused: bool) -> None:
+    _, wire, failed = before_it_leaves(lambda connection: connection.eof_received(), reused=reused)
+    assert isinstance(failed, Failed)
+    assert (failed.stale, failed.ambiguous) == (reused, False)
+    assert wire.written == b""
+
+
+def test_a_request_that_is_given_up_before_it_left_is_never_written() -> None:
+    _, wire, outcome = before_it_leaves(lambda connection: connection.abandon(), reused=True)
+    assert (outcome, wire.written, wire.aborted) == (None, b"", True)

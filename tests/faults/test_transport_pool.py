@@ -16,6 +16,7 @@ from batchllm.errors import Disconnected
 from batchllm.transport import Bounds, Transport
 from batchllm.transport.dialer import Dialer, Origin
 from batchllm.transport.exchange import Failed, Terms
+from batchllm.transport.outgoing import Outgoing
 from batchllm.transport.pool import Pool
 from batchllm.transport.sweeper import Sweeper
 from tests.faults.fault_server import OK, FaultServer, Peer
@@ -265,7 +266,7 @@ def test_names_are_resolved_once_every_address_tried_and_asked_again_after_none_
 
             sweeper = Sweeper()
             origin = Origin(False, "api.test", server.port)
-            pool = Pool(Dialer(origin, asyncio.Semaphore(5), no_tls, resolve), sweeper, Bounds())
+            pool = Pool(Dialer(origin, asyncio.Semaphore(5), no_tls, resolve), sweeper, Outgoing(), Bounds())
             ask = (b"POST / HTTP/1.1\r\nhost: x\r\n\r\n", 0, Terms(10))
             with pytest.raises(Failed, match=r"connection refused by api\.test"):
                 await pool.exchange(*ask)

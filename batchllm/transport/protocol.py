@@ -123,7 +123,7 @@ class Connection(asyncio.Protocol):
             sweeper.wake_by(self.deadline)
         if len(request) <= PIECE:
             self._held = request
-            self._outgoing.add(self)
+            self._outgoing.add(self, start)
         else:
             view = memoryview(request)
             for at in range(0, len(request), PIECE):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchllm.transport.exchange import Bounds, Failed, Phases, RawAnswer, Terms
-from batchllm.transport.outgoing import BURST, Outgoing
+from batchllm.transport.outgoing import BURST, LONGEST, Outgoing
 from batchllm.transport.protocol import Connection
 from batchllm.transport.sweeper import Sweeper
 
@@ -203,11 +203,24 @@ def test_the_requests_of_one_turn_are_written_together_and_never_more_than_a_bur
         for number in range(BURST + 2):
             _, wire, connection = connected(home)
             wires.append(wire)
-            connection.send(b"POST %d" % number, 0, Terms(60), monotonic(), False)
+            connection.send(b"POST %d" % number, 0, Terms(), 100.0, False)
             held = [wire for wire in wires if not wire.written]
             assert len(held) == (number + 1) % BURST
         await asyncio.sleep(0)
         assert [wire.written for wire in wires] == [b"POST %d" % number for number in range(BURST + 2)]
+        home.sweeper.stop()
+
+    asyncio.run(main())
+
+
+def test_a_turn_in_which_each_request_takes_long_sends_them_off_in_its_midst() -> None:
+    async def main() -> None:
+        home = Home()
+        first, second, third = [connected(home) for _ in range(3)]
+        for (_, _, connection), late in ((first, 0.0), (second, LONGEST / 2), (third, 1.5 * LONGEST)):
+            connection.send(b"POST", 0, Terms(), 100.0 + late, False)
+            assert not first[1].written or late > LONGEST
+        assert first[1].written == second[1].written == third[1].written == b"POST"
         home.sweeper.stop()
 
     asyncio.run(main())

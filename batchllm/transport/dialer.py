@@ -14,6 +14,7 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from batchllm.fields import frozen
 from batchllm.transport.exchange import Failed
@@ -120,13 +121,14 @@ class Dialer:
     async def _open(self, owner: Owner, address: str) -> Connection:
         loop = asyncio.get_running_loop()
         context = self._tls() if self.origin.tls else None
-        _, connection = await loop.create_connection(
+        transport, connection = await loop.create_connection(
             lambda: Connection(owner),
             address,
             self.origin.port,
             ssl=context,
             server_hostname=self.origin.host if context else None,
         )
+        _probe(transport)
         return connection
 
     def _why(self, error: Exception | None) -> str:
@@ -143,3 +145,13 @@ class Dialer:
             if error.errno:
                 return f"no connection to {peer}: {os.strerror(error.errno).lower()}"
         return f"no connection to {peer}: {str(error).lower() or 'no answer'}"
+
+
+def _probe(transport: asyncio.BaseTransport) -> None:
+    """Ask for TCP keepalive probes, so that a route lost during a long silent wait is noticed."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with suppress(OSError):  # reset already; the loop will say so
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)

@@ -7,8 +7,6 @@ never opens a connection, sends anything twice or sets a timer; `pool` owns it, 
 from __future__ import annotations
 
 import asyncio
-import socket
-from contextlib import suppress
 from time import monotonic
 from typing import Protocol, cast
 
@@ -16,11 +14,12 @@ import httptools
 
 from batchllm.transport.exchange import Bounds, Failed, FailureKind, RawAnswer, Terms
 from batchllm.transport.outgoing import Outgoing
-from batchllm.transport.signs import ends_with_the_connection, is_tired, opens_http2, reason
+from batchllm.transport.signs import ends_with_the_connection, how_far, is_tired, opens_http2, reason
 from batchllm.transport.sweeper import Sweeper
 
 PIECE = 64 * 1024  # bytes a write: TLS transports show a backlog only between writes
 HTTP2_ONLY = "speaks http/2 only"
+UNASKED = "sent what nobody had asked for"
 
 
 class Owner(Protocol):
@@ -100,8 +99,8 @@ class Connection(asyncio.Protocol):
         """Send a request; the future gets the answer or the failure, never an exception.
 
         `body` is how many of its last bytes are the body, `start` the monotonic time at which the exchange
-        began. The request is held until the loop's next turn and no longer: with many in flight that would
-        be megabytes.
+        began. A request of one piece is held until the loop's next turn, but for httpx, whose phases begin
+        with the first byte; no longer: with many in flight that would be megabytes.
         """
         self._body = body
         self._terms = terms
@@ -121,20 +120,26 @@ class Connection(asyncio.Protocol):
         sweeper.watched.add(self)
         if self.deadline < sweeper.due:
             sweeper.wake_by(self.deadline)
-        if len(request) <= PIECE:
+        if len(request) <= PIECE and phases is None:
             self._held = request
             self._outgoing.add(self, start)
         else:
             view = memoryview(request)
             for at in range(0, len(request), PIECE):
-                self._transport.write(view[at : at + PIECE])
+                if not self._transport.is_closing():  # else it is going to say why
+                    self._transport.write(view[at : at + PIECE])
         return future
 
     def write(self) -> None:
-        """Write the request that is held, unless the exchange is over already."""
-        request, self._held = self._held, b""
-        if request:
+        """Write the request that is held, unless the exchange is over already; what fails is its own."""
+        request = self._held
+        if not request or self._transport.is_closing():
+            return
+        self._held = b""
+        try:
             self._transport.write(request)
+        except Exception as error:
+            self._fail("read", f"the connection to {self._owner.peer} broke: {reason(error)}")
 
     def abandon(self) -> None:
         """Nobody waits for the exchange any more that still goes on: end the connection."""
@@ -167,8 +172,11 @@ class Connection(asyncio.Protocol):
         seconds = terms.timeout
         if terms.phases is not None:
             seconds = terms.phases.write if sending else terms.phases.read
-            self.deadline = (self._sent_at if sending else self._active_at) + seconds
-            if self.deadline > now:
+            due = (self._sent_at if sending else self._active_at) + seconds
+            if due > now:
+                if sending:
+                    self._active_at = now  # the answer is waited for from when everything was sent
+                self.deadline = min(due, self._active_at + terms.phases.read)
                 return
         if sending:
             self._fail("write_timeout", f"sending to {peer} not done after {seconds:g} s")
@@ -180,14 +188,8 @@ class Connection(asyncio.Protocol):
     # -- the loop's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask for TCP keepalive probes, so that a route lost during a long silent wait is noticed."""
+        """Take the transport, that of TLS where there is TLS."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by inheritance
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            with suppress(OSError):  # reset already; the loop will say so
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                if hasattr(socket, "TCP_KEEPIDLE"):
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and settle the exchange once the answer is whole or wrong."""
@@ -205,6 +207,8 @@ class Connection(asyncio.Protocol):
                 self._fail("protocol", f"{self._owner.peer} {self._what_is_wrong(error)}")
                 return
             self._keep = False
+            if self._refusal and not is_tired(data[max(data.rfind(b"HTTP/"), 0) :]):
+                self._owner.distrust()
         if self._whole:
             self._finish()
             return
@@ -220,11 +224,11 @@ class Connection(asyncio.Protocol):
     def _unasked(self, data: bytes) -> None:
         """Bytes that nobody asked for: what follows could not be trusted."""
         if opens_http2(data):
-            self.http2 = True
+            self.http2 = not self._reused  # else it has spoken HTTP/1.1 before
         elif not is_tired(data):
             self._owner.distrust()
         if self.waiting is not None:
-            self._fail("protocol", f"{self._owner.peer} sent what nobody had asked for")
+            self._fail("protocol", f"{self._owner.peer} {UNASKED}")
         self._transport.abort()
 
     def eof_received(self) -> None:
@@ -243,8 +247,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """A second answer to one request: ignored, and the connection with it."""
         if self._whole:
-            self._owner.distrust()
-            raise Refused
+            self._refuse(UNASKED)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header; trailers are dropped."""
@@ -252,11 +255,16 @@ class Connection(asyncio.Protocol):
             self._head += name, value
 
     def on_headers_complete(self) -> None:
-        """Take the status, and hold the cap on the size of the head."""
+        """Take the status, and hold the cap on the size of the head.
+
+        A new connection may be refused before the request has left; it can't be granted.
+        """
         cap = self._bounds.head
         if self._raw > cap and sum(map(len, self._head)) + 2 * len(self._head) > cap:
             self._refuse(f"sent {self._too_long()}")
         self._status = self._parser.get_status_code()
+        if self._held and self._status < 400:
+            self._refuse(UNASKED)
         self._head_done = True
         if self._terms.bodiless and self._status >= 200:
             self._whole = True  # the parser now waits for a body: this connection can't go on
@@ -331,14 +339,11 @@ class Connection(asyncio.Protocol):
         peer = self._owner.peer
         if exc is not None:
             self._fail("read", f"the connection to {peer} broke: {reason(exc)}")
-        elif not self._touched:
-            self._fail("protocol", f"{peer} closed the connection before answering")
-        elif not self._head_done:
-            self._fail("protocol", f"{peer} closed the connection in the middle of the headers")
-        elif ends_with_the_connection(self._head):
+        elif self._head_done and ends_with_the_connection(self._head):
             self._finish()
         else:
-            self._fail("protocol", f"{peer} closed the connection in the middle of the answer")
+            where = how_far(touched=self._touched, head_done=self._head_done)
+            self._fail("protocol", f"{peer} closed the connection {where}")
 
 
 def _mebibytes(size: int) -> str:

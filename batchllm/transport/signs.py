@@ -31,6 +31,13 @@ def ends_with_the_connection(head: list[bytes]) -> bool:
     return True
 
 
+def how_far(*, touched: bool, head_done: bool) -> str:
+    """Where an answer ended that is not whole, in words."""
+    if not touched:
+        return "before answering"
+    return f"in the middle of the {'answer' if head_done else 'headers'}"
+
+
 def reason(exc: Exception) -> str:
     """Why a connection broke, in words."""
     if isinstance(exc, ssl.SSLError):

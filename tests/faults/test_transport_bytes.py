@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from batchllm.transport.exchange import Bounds, Failed, Phases, RawAnswer, Terms
 from batchllm.transport.outgoing import BURST, LONGEST, Outgoing
-from batchllm.transport.protocol import Connection
+from batchllm.transport.protocol import PIECE, Connection
 from batchllm.transport.sweeper import Sweeper
 
 
@@ -28,15 +28,18 @@ class Wire(asyncio.Transport):
         self.written = b""
         self.unsent = 0
         self.aborted = False
+        self.closing = self.broken = False
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        if self.broken:
+            raise MemoryError("no room")
         self.written += bytes(data)
 
     def get_write_buffer_size(self) -> int:
         return self.unsent
 
     def is_closing(self) -> bool:
-        return self.aborted
+        return self.aborted or self.closing
 
     def abort(self) -> None:
         self.aborted = True
@@ -241,22 +244,29 @@ def before_it_leaves(what: Callable[[Connection], None], *, reused: bool) -> tup
     return asyncio.run(main())
 
 
+SETTINGS = bytes(3) + b"\x04" + bytes(5)
+GRANTED = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 WHOLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}"
 
 
 @pytest.mark.parametrize(
-    ("data", "trusting"), [(WHOLE, False), (b"HTTP/1.1 408 Request Timeout\r\n\r\n", True)]
+    ("data", "trusting"),
+    [(WHOLE, False), (b"HTTP/1.1 408 Request Timeout\r\n\r\n", True), (SETTINGS, True)],
+    ids=["an answer", "the server is tired", "http/2"],
 )
 def test_what_comes_on_a_reused_connection_before_the_request_left_is_no_answer(
     data: bytes, trusting: bool
 ) -> None:
     home, wire, failed = before_it_leaves(lambda connection: connection.data_received(data), reused=True)
     assert isinstance(failed, Failed)
-    assert (failed.stale, failed.ambiguous) == (True, False)
+    assert (failed.stale, failed.ambiguous, failed.http2) == (True, False, False)
     assert (wire.written, wire.aborted, home.kept, home.trusting) == (b"", True, [], trusting)
 
 
-def test_a_server_may_refuse_a_new_connection_before_the_request_left() -> None:
+def test_a_server_may_refuse_a_new_connection_before_the_request_left_but_not_grant_anything() -> None:
+    home, wire, failed = before_it_leaves(lambda connection: connection.data_received(GRANTED), reused=False)
+    assert isinstance(failed, Failed)
+    assert (failed.ambiguous, wire.written, wire.aborted, home.kept) == (False, b"", True, [])
     home, wire, answer = before_it_leaves(lambda connection: connection.data_received(WHOLE), reused=False)
     assert answer.status == 503
     assert (wire.written, wire.aborted, home.kept) == (b"", True, [])
@@ -273,3 +283,99 @@ def test_a_connection_that_ends_before_the_request_left_has_not_sent_it(reused: 
 def test_a_request_that_is_given_up_before_it_left_is_never_written() -> None:
     _, wire, outcome = before_it_leaves(lambda connection: connection.abandon(), reused=True)
     assert (outcome, wire.written, wire.aborted) == (None, b"", True)
+
+
+def test_a_connection_that_the_loop_is_closing_takes_no_request_and_says_that_none_was_sent() -> None:
+    async def main() -> None:
+        _, wire, connection = connected()
+        future = connection.send(b"POST {}", 2, Terms(), monotonic(), True)
+        wire.closing = True  # the socket was reset; `connection_lost` is yet to come
+        await asyncio.sleep(0)
+        connection.connection_lost(ConnectionResetError(104, "reset"))
+        failed = future.result()
+        assert isinstance(failed, Failed)
+        assert (failed.kind, failed.stale, failed.ambiguous, wire.written) == ("read", True, False, b"")
+
+    asyncio.run(main())
+
+
+def test_a_write_that_fails_is_the_failure_of_its_own_request_alone() -> None:
+    async def main() -> None:
+        home = Home()
+        all_of_them = [connected(home) for _ in range(BURST)]
+        all_of_them[1][1].broken = True
+        futures = [
+            connection.send(b"POST", 0, Terms(), monotonic(), True) for _, _, connection in all_of_them
+        ]
+        failed = futures[1].result()
+        assert isinstance(failed, Failed)
+        assert "no room" in failed.message
+        assert [wire.written for _, wire, _ in all_of_them] == [b"POST", b"", *[b"POST"] * (BURST - 2)]
+        assert not any(future.done() for future in futures[2:])
+
+    asyncio.run(main())
+
+
+def test_a_long_request_is_not_written_on_to_a_connection_that_is_gone() -> None:
+    class Gone(Wire):
+        def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+            super().write(data)
+            self.closing = True
+
+    async def main() -> None:
+        home, wire = Home(), Gone()
+        connection = Connection(home)
+        connection.connection_made(wire)
+        connection.send(b"x" * (3 * PIECE), 3 * PIECE, Terms(), monotonic(), False)
+        assert len(wire.written) == PIECE
+
+    asyncio.run(main())
+
+
+def test_a_request_with_httpx_s_phases_is_written_at_once() -> None:
+    async def main() -> None:
+        _, wire, connection = connected()
+        connection.send(b"POST", 0, Terms(phases=Phases(read=10)), monotonic(), True)
+        assert wire.written == b"POST"
+
+    asyncio.run(main())
+
+
+def test_the_read_timeout_of_httpx_begins_when_everything_was_sent_without_a_write_timeout_too() -> None:
+    async def main() -> None:
+        home, wire, connection = connected()
+        future = connection.send(b"POST" * 9, 30, Terms(phases=Phases(read=10)), monotonic(), False)
+        start = monotonic()
+        wire.unsent = 36
+        connection.expire(start + 11)
+        assert not future.done()
+        wire.unsent = 0
+        assert start + 20 < connection.deadline < start + 22
+        connection.expire(start + 22)
+        failed = future.result()
+        assert isinstance(failed, Failed)
+        assert failed.kind == "read_timeout"
+        home.sweeper.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("second", "trusting"),
+    [(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n", True), (GRANTED, False), (b"!", False)],
+    ids=["the server is tired", "an answer", "junk"],
+)
+def test_what_stands_behind_an_answer_ends_the_connection_and_the_trust_unless_the_server_says_goodbye(
+    second: bytes, trusting: bool
+) -> None:
+    async def main() -> None:
+        home, wire, connection = connected()
+        future = connection.send(b"POST", 0, Terms(), monotonic(), False)
+        await asyncio.sleep(0)
+        connection.data_received(GRANTED + second)
+        answer = future.result()
+        assert isinstance(answer, RawAnswer)
+        assert (answer.status, answer.content) == (200, b"{}")
+        assert (wire.aborted, home.kept, home.trusting) == (True, [], trusting)
+
+    asyncio.run(main())

@@ -17,6 +17,7 @@ from batchllm.errors import DeadlinePassed, FatalError, OutputClosed
 from batchllm.job import Job
 from batchllm.stop import Stop
 from batchllm.summary import Summary
+from batchllm.transport.loop import expect_dials_given_up
 from batchllm.wire.build import Again
 from batchllm.wire.live import Finished, Live
 
@@ -27,7 +28,12 @@ Result = TypeVar("Result")
 
 def run_in_loop(function: Callable[..., Awaitable[Result]], *arguments: Any) -> Result:
     """Run `function` in an event loop of its own: uvloop's where there is one."""
-    return anyio.run(function, *arguments, backend_options={"use_uvloop": _has_uvloop()})
+
+    async def main() -> Result:
+        expect_dials_given_up()
+        return await function(*arguments)
+
+    return anyio.run(main, backend_options={"use_uvloop": _has_uvloop()})
 
 
 def _has_uvloop() -> bool:

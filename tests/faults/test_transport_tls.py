@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import ssl
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from batchllm.errors import ConfigError, Disconnected, TimedOut
 from batchllm.transport import Bounds, Transport
 from batchllm.transport.dialer import Origin
+from batchllm.transport.loop import expect_dials_given_up
 from tests.faults.fault_server import FaultServer, Peer, keep_answering
 
 Run = Callable[..., Any]
@@ -347,3 +349,27 @@ def test_all_origins_of_a_transport_share_one_context() -> None:
         transport.endpoint(f"https://{host}/v1", {})
     assert transport._context() is transport._context()
     assert transport._context().sslobject_class is not Transport()._context().sslobject_class
+
+
+def test_what_uvloop_says_of_a_handshake_that_was_given_up_is_not_passed_on(run: Run) -> None:
+    class SSLProtocol(asyncio.Protocol):
+        """Uvloop's has this name."""
+
+    async def main() -> None:
+        expect_dials_given_up()
+        error = RuntimeError("unable to perform operation on <TCPTransport closed=True reading=False 0x55>")
+        context = {"message": "Fatal error on SSL protocol", "exception": error, "protocol": SSLProtocol()}
+        asyncio.get_running_loop().call_exception_handler(context)
+
+    run(main)  # which fails where anything was logged
+
+
+def test_what_else_a_loop_complains_of_is_passed_on(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        expect_dials_given_up()
+        asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+        await anyio.sleep(0)
+
+    run(main)
+    assert "ZeroDivisionError" in caplog.text
+    caplog.clear()

@@ -13,6 +13,7 @@ from batchllm.transport.adapter import Transport
 from batchllm.transport.doors import open_endpoint
 from batchllm.transport.endpoint import Answer, Endpoint
 from batchllm.transport.exchange import Bounds
+from batchllm.transport.loop import expect_dials_given_up
 from batchllm.transport.stock import StockEndpoint
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Endpoint",
     "StockEndpoint",
     "Transport",
+    "expect_dials_given_up",
     "open_endpoint",
 ]

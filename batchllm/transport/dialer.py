@@ -128,7 +128,7 @@ class Dialer:
             ssl=context,
             server_hostname=self.origin.host if context else None,
         )
-        _probe(transport)
+        _tcp_keepalive(transport)
         return connection
 
     def _why(self, error: Exception | None) -> str:
@@ -147,7 +147,7 @@ class Dialer:
         return f"no connection to {peer}: {str(error).lower() or 'no answer'}"
 
 
-def _probe(transport: asyncio.BaseTransport) -> None:
+def _tcp_keepalive(transport: asyncio.BaseTransport) -> None:
     """Ask for TCP keepalive probes, so that a route lost during a long silent wait is noticed."""
     sock = transport.get_extra_info("socket")
     if sock is not None:

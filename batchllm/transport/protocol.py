@@ -229,7 +229,8 @@ class Connection(asyncio.Protocol):
             self._owner.distrust()
         if self.waiting is not None:
             self._fail("protocol", f"{self._owner.peer} {UNASKED}")
-        self._transport.abort()
+        else:
+            self._transport.abort()
 
     def eof_received(self) -> None:
         """The peer sends no more: settle at once, even where our own bytes are still waiting to go."""
@@ -245,7 +246,7 @@ class Connection(asyncio.Protocol):
     # -- the parser's side
 
     def on_message_begin(self) -> None:
-        """A second answer to one request: ignored, and the connection with it."""
+        """Of a second answer to one request nothing is taken, and the connection is not kept."""
         if self._whole:
             self._refuse(UNASKED)
 
@@ -342,8 +343,7 @@ class Connection(asyncio.Protocol):
         elif self._head_done and ends_with_the_connection(self._head):
             self._finish()
         else:
-            where = how_far(touched=self._touched, head_done=self._head_done)
-            self._fail("protocol", f"{peer} closed the connection {where}")
+            self._fail("protocol", f"{peer} closed the connection {how_far(self._touched, self._head_done)}")
 
 
 def _mebibytes(size: int) -> str:

@@ -31,7 +31,7 @@ def ends_with_the_connection(head: list[bytes]) -> bool:
     return True
 
 
-def how_far(*, touched: bool, head_done: bool) -> str:
+def how_far(touched: bool, head_done: bool) -> str:
     """Where an answer ended that is not whole, in words."""
     if not touched:
         return "before answering"

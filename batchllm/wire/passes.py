@@ -17,7 +17,7 @@ from batchllm.errors import DeadlinePassed, FatalError, OutputClosed
 from batchllm.job import Job
 from batchllm.stop import Stop
 from batchllm.summary import Summary
-from batchllm.transport.loop import expect_dials_given_up
+from batchllm.transport import expect_dials_given_up
 from batchllm.wire.build import Again
 from batchllm.wire.live import Finished, Live
 

@@ -16,9 +16,8 @@ import anyio
 import pytest
 
 from batchllm.errors import ConfigError, Disconnected, TimedOut
-from batchllm.transport import Bounds, Transport
+from batchllm.transport import Bounds, Transport, expect_dials_given_up
 from batchllm.transport.dialer import Origin
-from batchllm.transport.loop import expect_dials_given_up
 from tests.faults.fault_server import FaultServer, Peer, keep_answering
 
 Run = Callable[..., Any]
@@ -294,7 +293,7 @@ def test_a_session_that_the_server_does_not_know_costs_a_whole_handshake_and_no_
 
 _BUFFERS = """
 import ctypes, sys, anyio
-from batchllm.transport import Bounds, Transport
+from batchllm.transport import Bounds, Transport, expect_dials_given_up
 
 class Facts(ctypes.Structure):  # mallinfo2(3)
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd rest".split()]

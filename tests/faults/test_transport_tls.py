@@ -293,7 +293,7 @@ def test_a_session_that_the_server_does_not_know_costs_a_whole_handshake_and_no_
 
 _BUFFERS = """
 import ctypes, sys, anyio
-from batchllm.transport import Bounds, Transport, expect_dials_given_up
+from batchllm.transport import Bounds, Transport
 
 class Facts(ctypes.Structure):  # mallinfo2(3)
     _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd rest".split()]
